@@ -1,0 +1,86 @@
+import json
+import logging
+import random
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState
+from PIL import Image
+
+import train
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # train.py and validate.py stand there
+
+
+@pytest.fixture(autouse=True)
+def isolated(monkeypatch):
+    """Every test starts from the same seed, and leaves no logging handler or accelerator state behind."""
+    for name in ('WORLD_SIZE', 'RANK', 'LOCAL_RANK', 'ACCELERATE_USE_CPU', 'ACCELERATE_MIXED_PRECISION'):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv('WANDB_MODE', 'offline')
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+    handlers, level = logging.root.handlers[:], logging.root.level
+    yield
+    logging.root.handlers, logging.root.level = handlers, level
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+def make_image_folder(root: Path, counts: dict[str, dict[str, int]], size: int = 16) -> Path:
+    """An image folder of random pictures, `counts[split][class]` of each."""
+    generator = np.random.default_rng(0)
+    for split, classes in counts.items():
+        for name, count in classes.items():
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = generator.integers(0, 256, (size + i % 3, size, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f'{i}.png')
+    return root
+
+
+@pytest.fixture(scope='session')
+def image_folder(tmp_path_factory):
+    """3 classes of 7, 6 and 5 training images and 3 validation images each; class c has one training image more."""
+    counts = {'train': {'a': 7, 'b': 6, 'c': 5, 'lone': 1}, 'validation': {'a': 3, 'b': 3, 'c': 3, 'lone': 1}}
+    return make_image_folder(tmp_path_factory.mktemp('images'), counts)
+
+
+class TrainResult:
+    """What a run of train.py left behind."""
+
+    def __init__(self, folder: Path, stdout: str) -> None:
+        self.folder = folder
+        self.results = json.loads(stdout.rpartition('--result\n')[2])
+
+    def summary(self) -> list[dict[str, float]]:
+        header, *rows = (self.folder / 'summary.csv').read_text().split()
+        return [dict(zip(header.split(','), map(float, row.split(',')), strict=True)) for row in rows]
+
+    def checkpoint(self, name: str = 'last') -> dict:
+        return torch.load(self.folder / f'{name}.pth.tar', weights_only=False)
+
+
+SMALL = ['--model', 'test_efficientnet', '--img-size', '32', '-b', '8', '--device', 'cpu', '-j', '0', '--epochs', '1']
+
+
+@pytest.fixture
+def run_train(image_folder, tmp_path, capsys, monkeypatch):
+    """Run train.py in this process on the image folder, with a small model and the given flags."""
+
+    def run(*flags: str, data: tuple[str, ...] | None = None, experiment: str = 'run') -> TrainResult:
+        data = ('--data-dir', str(image_folder), '--num-classes', '4') if data is None else data
+        argv = ['train.py', *data, *SMALL, '--output', str(tmp_path), '--experiment', experiment, *flags]
+        monkeypatch.setattr(sys, 'argv', argv)
+        AcceleratorState._reset_state(reset_partial_state=True)
+        capsys.readouterr()
+        train.main()
+        return TrainResult(tmp_path / experiment, capsys.readouterr().out)
+
+    return run

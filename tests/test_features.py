@@ -1,0 +1,126 @@
+import copy
+
+import pytest
+import timm
+import torch
+import torchvision
+from torch import nn
+
+from timm_synermix import FeatureHook
+
+# A model of each kind of classifier: Linear, Conv2d, two heads, an MLP before it, tokens into it.
+FAMILIES = [
+    'test_resnet',
+    'test_vit',
+    'test_convnext',
+    'test_efficientnet',
+    'mobilenetv3_small_050',
+    'resnetv2_50',
+    'dla34',
+    'deit_tiny_distilled_patch16_224',
+    'levit_128s',
+    'levit_384_s8',
+    'repvit_m0_9',
+    'crossvit_tiny_240',
+    'caformer_s18',
+    'volo_d1_224',
+    'efficientvit_m0',
+]
+
+
+def create(name):
+    model = timm.create_model(name, num_classes=7).eval()
+    size = min(model.pretrained_cfg['input_size'][-1], 240)
+    size = size if model.pretrained_cfg.get('fixed_input_size') else min(size, 96)
+    return model, torch.randn(4, 3, size, size)
+
+
+@pytest.mark.parametrize('name', FAMILIES)
+def test_any_family(name):
+    """Logits are the model's own; permuted features give permuted logits; gradients reach the first layer."""
+    model, x = create(name)
+    with torch.no_grad():
+        expected = model(x)
+    hook = FeatureHook(model)
+    with torch.no_grad():
+        logits, feature = hook(x)
+    assert torch.equal(logits, expected)
+    assert all(len(f) == len(x) for f in (feature if isinstance(feature, tuple) else (feature,)))
+
+    order = torch.tensor([2, 0, 3, 1])
+    permuted, _ = hook(x, lambda f: f[order])
+    torch.testing.assert_close(permuted.detach(), expected[order], atol=1e-5, rtol=1e-5)
+    permuted.square().sum().backward()
+    first = next(p for p in model.parameters() if p.requires_grad)
+    assert first.grad.abs().sum() > 0
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+def test_the_feature_is_what_the_classifier_turns_into_logits():
+    model, x = create('test_resnet')
+    logits, feature = FeatureHook(model)(x)
+    torch.testing.assert_close(model.get_classifier()(feature), logits)
+    torch.testing.assert_close(feature, model.forward_head(model.forward_features(x), pre_logits=True))
+
+
+def test_removing_leaves_the_model_untouched():
+    model, x = create('test_vit')
+    keys, expected = list(model.state_dict()), model(x)
+    hook = FeatureHook(model)
+    assert list(model.state_dict()) == keys
+    assert torch.equal(model(x), expected)
+    assert any(module._forward_pre_hooks for module in model.modules())
+    hook.remove()
+    assert list(model.state_dict()) == keys
+    assert torch.equal(model(x), expected)
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_a_copy_of_a_hooked_model_is_independent():
+    """As an EMA makes it: the copy's hook is its own."""
+    model, x = create('test_vit')
+    hook = FeatureHook(model)
+    clone = copy.deepcopy(hook)
+    with torch.no_grad():
+        for p in clone.model.parameters():
+            p.zero_()
+        logits, _ = hook(x, lambda f: 2 * f)
+        zero, feature = clone(x)
+    assert logits.abs().sum() > 0
+    assert zero.abs().sum() == 0
+    assert feature.abs().sum() == 0
+
+
+def test_nothing_is_kept_after_a_forward_that_fails():
+    model, x = create('test_vit')
+    hook = FeatureHook(model)
+    expected = model(x)
+    with pytest.raises(RuntimeError, match='in the transform'):
+        hook(x, lambda f: (_ for _ in ()).throw(RuntimeError('in the transform')))
+    assert torch.equal(model(x), expected)
+
+
+@pytest.mark.parametrize('classifier', ['fc', ['fc'], 'classifier'])
+def test_any_module_by_name(classifier):
+    model = torchvision.models.resnet18(num_classes=5)
+    if classifier == 'classifier':  # a container stands for its last layer
+        model = torchvision.models.mobilenet_v3_small(num_classes=5)
+    model.eval()
+    x = torch.randn(2, 3, 64, 64)
+    logits, feature = FeatureHook(model, classifier)(x)
+    assert torch.equal(logits, model(x))
+    assert feature.shape[0] == 2
+
+
+def test_unknown_name_lists_those_there_are():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    with pytest.raises(ValueError, match=r"got 'head'. There are: 1, 3\."):
+        FeatureHook(model, 'head')
+    with pytest.raises(ValueError, match="got '2'"):
+        FeatureHook(model, '2')  # there, but not a layer with weights
+
+
+@pytest.mark.parametrize('kwargs', [dict(model_name='test_vit', num_classes=0), dict(model_name='mobilenetv5_300m_enc')])
+def test_a_model_without_classifier_is_refused_by_name(kwargs):
+    with pytest.raises(ValueError, match=f'{kwargs["model_name"]} has no classifier'):
+        FeatureHook(timm.create_model(**kwargs))

@@ -1,0 +1,23 @@
+"""SynerMix for timm: intra-class feature mixup beside the inter-class mixing of images."""
+
+from timm_synermix.cli import add_synermix_args, synermix_task_kwargs
+from timm_synermix.data import TwoViewTransform, create_synermix_loader, dataset_targets
+from timm_synermix.features import FeatureHook
+from timm_synermix.functional import IGNORE_INDEX, intra_class_mix, intra_class_weight, synermix_loss
+from timm_synermix.sampler import SupplementBatchSampler
+from timm_synermix.task import SynerMixTask
+
+__all__ = [
+    'IGNORE_INDEX',
+    'FeatureHook',
+    'SupplementBatchSampler',
+    'SynerMixTask',
+    'TwoViewTransform',
+    'add_synermix_args',
+    'create_synermix_loader',
+    'dataset_targets',
+    'intra_class_mix',
+    'intra_class_weight',
+    'synermix_loss',
+    'synermix_task_kwargs',
+]

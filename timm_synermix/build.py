@@ -1,0 +1,272 @@
+"""The parts of a run, built from the flags of train.py."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, parse_flag_from_env
+from timm.data import AugMixDataset, FastCollateMixup, Mixup, MultiLabelTarget, create_loader
+from timm.task import (
+    ClassificationTask,
+    FeatureDistillationTask,
+    LogitDistillationTask,
+    MultiLabelClassificationTask,
+    TokenDistillationTask,
+    TrainingTask,
+)
+from timm.utils import NativeScaler
+from torch import nn
+
+from timm_synermix.cli import mixup_active, mixup_kwargs, synermix_task_kwargs
+from timm_synermix.data import create_synermix_loader
+from timm_synermix.datasets import check_classes, create_dataset
+from timm_synermix.mixup import create_mixup
+from timm_synermix.task import SynerMixTask
+
+
+def create_accelerator(args: argparse.Namespace) -> Accelerator:
+    """Set up device, precision and distribution, and write them to args under timm's names.
+
+    Raises:
+        ValueError: The device is not there, or cannot do what the flags ask of it.
+    """
+    for module in args.device_modules or ():
+        importlib.import_module(module)
+    device = 'cpu' if parse_flag_from_env('ACCELERATE_USE_CPU') else args.device
+    kind, _, index = device.partition(':')
+    if kind == 'cuda' and not torch.cuda.is_available():
+        raise ValueError(f'--device {args.device}: there is no CUDA device here; --device cpu trains on the CPU')
+    if kind == 'cpu' and args.amp and args.amp_dtype == 'float16':
+        raise ValueError('--amp-dtype float16 needs a GPU; on the CPU use --amp-dtype bfloat16')
+    if kind == 'cpu' and args.sync_bn:
+        raise ValueError('--sync-bn needs a GPU, got --device cpu')
+    if index:
+        os.environ['ACCELERATE_TORCH_DEVICE'] = device
+    precision = (
+        {'float16': 'fp16', 'bfloat16': 'bf16'}[args.amp_dtype] if args.amp else None
+    )  # None: Accelerate's config
+    accelerator = Accelerator(
+        cpu=kind == 'cpu',
+        mixed_precision=precision,
+        log_with='wandb' if args.log_wandb else None,
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=not args.no_ddp_bb)],
+    )
+    if accelerator.device.type != kind:
+        raise ValueError(f'--device {args.device}: not available here, only {accelerator.device.type} is')
+    if accelerator.scaler is not None:
+        accelerator.scaler.state_dict_key = NativeScaler.state_dict_key  # the name timm's checkpoints keep it under
+    args.device = str(accelerator.device)
+    args.distributed = accelerator.num_processes > 1
+    args.world_size, args.rank = accelerator.num_processes, accelerator.process_index
+    args.local_rank = accelerator.local_process_index
+    return accelerator
+
+
+def create_datasets(args: argparse.Namespace, in_chans: int, num_classes: int) -> tuple[Any, Any]:
+    """The training and the validation data set; None for no validation.
+
+    Raises:
+        ValueError: The data are not there, are of one class, or of more classes than the model has.
+    """
+    common = dict(
+        root=args.data_dir or args.data,
+        class_map=args.class_map,
+        download=args.dataset_download,
+        input_img_mode=args.input_img_mode or ('RGB' if in_chans == 3 else 'L'),
+        input_key=args.input_key,
+        target_key=args.target_key,
+        trust_remote_code=args.dataset_trust_remote_code,
+        seed=args.seed,
+    )
+    train = create_dataset(
+        args.dataset,
+        split=args.train_split,
+        is_training=True,
+        batch_size=args.batch_size,
+        repeats=args.epoch_repeats,
+        num_samples=args.train_num_samples,
+        **common,
+    )
+    validation = args.val_split and create_dataset(
+        args.dataset,
+        split=args.val_split,
+        batch_size=args.validation_batch_size or args.batch_size,
+        num_samples=args.val_num_samples,
+        **common,
+    )
+    if args.task == 'multilabel':
+        for dataset in filter(None, (train, validation)):
+            dataset.target_transform = MultiLabelTarget(num_classes)
+    else:
+        check_classes(train, num_classes)
+    return train, validation or None
+
+
+def create_train_loader(
+    args: argparse.Namespace, dataset: Any, data_config: dict[str, Any], num_classes: int, synermix: bool
+) -> Any:
+    """The training loader: of two views with SynerMix, timm's own without."""
+    common: dict[str, Any] = dict(
+        input_size=data_config['input_size'],
+        batch_size=args.batch_size,
+        no_aug=args.no_aug,
+        train_crop_mode=args.train_crop_mode,
+        scale=args.scale,
+        ratio=args.ratio,
+        hflip=args.hflip,
+        vflip=args.vflip,
+        color_jitter=args.color_jitter,
+        color_jitter_prob=args.color_jitter_prob,
+        grayscale_prob=args.grayscale_prob,
+        gaussian_blur_prob=args.gaussian_blur_prob,
+        auto_augment=args.aa,
+        re_prob=args.reprob,
+        re_mode=args.remode,
+        re_count=args.recount,
+        interpolation=data_config['interpolation'] if args.no_aug else args.train_interpolation,
+        mean=data_config['mean'],
+        std=data_config['std'],
+        num_aug_repeats=args.aug_repeats,
+        num_workers=args.workers,
+        distributed=args.distributed,
+        pin_memory=args.pin_mem,
+        img_dtype=getattr(torch, args.model_dtype or 'float32'),
+        device=torch.device(args.device),
+        use_prefetcher=not args.no_prefetcher,
+        use_multi_epochs_loader=args.use_multi_epochs_loader,
+        worker_seeding=args.worker_seeding,
+    )
+    if synermix:
+        return create_synermix_loader(
+            dataset,
+            singletons=args.synermix_singletons,
+            seed=args.seed,
+            clean_interpolation=data_config['interpolation'],
+            crop_pct=data_config['crop_pct'],
+            crop_mode=data_config['crop_mode'],
+            **common,
+        )
+    if args.aug_repeats and not args.distributed:
+        raise ValueError('--aug-repeats needs several processes, or --synermix')
+    if args.aug_splits > 1:
+        dataset = AugMixDataset(dataset, num_splits=args.aug_splits)
+    mix_in_collate = mixup_active(args) and not args.no_prefetcher and not args.synermix
+    return create_loader(
+        dataset,
+        is_training=True,
+        re_split=args.resplit,
+        num_aug_splits=args.aug_splits,
+        collate_fn=FastCollateMixup(**mixup_kwargs(args, num_classes)) if mix_in_collate else None,
+        input_size_choices=args.train_img_sizes,
+        batch_size_choices=args.train_batch_sizes,
+        batch_choice_weights=args.train_size_probs,
+        batch_choice_seed=args.seed,
+        batch_choice_schedule=args.train_size_schedule,
+        batch_schedule_epochs=args.epochs,
+        batch_schedule_spread=args.train_size_schedule_spread,
+        batch_schedule_random_mix=args.train_size_random_mix,
+        num_batches=args.train_batches_per_epoch,
+        # Workers that live on keep their copy of the collate function, and would mix on after --mixup-off-epoch.
+        persistent_workers=not (mix_in_collate and args.mixup_off_epoch),
+        **common,
+    )
+
+
+def create_eval_loader(args: argparse.Namespace, dataset: Any, data_config: dict[str, Any]) -> Any:
+    """timm's validation loader."""
+    workers = args.workers
+    if args.distributed and args.dataset.lower().startswith(('tfds/', 'wds/')):
+        workers = min(2, workers)  # streaming readers pad each worker's share
+    return create_loader(
+        dataset,
+        input_size=data_config['input_size'],
+        batch_size=args.validation_batch_size or args.batch_size,
+        interpolation=data_config['interpolation'],
+        mean=data_config['mean'],
+        std=data_config['std'],
+        crop_pct=data_config['crop_pct'],
+        crop_mode=data_config['crop_mode'],
+        num_workers=workers,
+        distributed=args.distributed,
+        pin_memory=args.pin_mem,
+        img_dtype=getattr(torch, args.model_dtype or 'float32'),
+        device=torch.device(args.device),
+        use_prefetcher=not args.no_prefetcher,
+    )
+
+
+def create_mixup_fn(args: argparse.Namespace, num_classes: int) -> Mixup | None:
+    """MixUp and CutMix outside the collate function: in the task with SynerMix, in the training loop without."""
+    if not mixup_active(args):
+        return None
+    kwargs = mixup_kwargs(args, num_classes)
+    if args.synermix:
+        return create_mixup(**kwargs)
+    return Mixup(**kwargs) if args.no_prefetcher else None
+
+
+def create_task(args: argparse.Namespace, model: nn.Module, mixup_fn: Mixup | None) -> TrainingTask:
+    """The training task: SynerMix, distillation, multi-label or plain classification."""
+    jsd = 'jsd' if args.jsd_loss else None
+    bce = 'bce' if args.bce_loss else None
+    criterion_kwargs = dict(
+        loss_type=args.loss or jsd or bce,
+        smoothing=args.smoothing,
+        soft_targets=mixup_active(args),
+        pos_weight=args.bce_pos_weight,
+        bce_target_thresh=args.bce_target_thresh,
+        bce_sum=args.bce_sum,
+        jsd_splits=args.aug_splits,
+    )
+    common: dict[str, Any] = dict(
+        criterion_kwargs=criterion_kwargs,
+        device=torch.device(args.device),
+        dtype=getattr(torch, args.model_dtype or 'float32'),
+        verbose=args.rank == 0,
+    )
+    if args.synermix:
+        return SynerMixTask(model, mixup_fn=mixup_fn, **synermix_task_kwargs(args), **common)
+    if args.kd_model_name:
+        return _create_distillation_task(args, model, common)
+    if args.task == 'multilabel':
+        return MultiLabelClassificationTask(model, **common)
+    return ClassificationTask(model, **common)
+
+
+def _create_distillation_task(args: argparse.Namespace, model: nn.Module, common: dict[str, Any]) -> TrainingTask:
+    common.update(distill_loss_weight=args.distill_loss_weight, task_loss_weight=args.task_loss_weight)
+    if args.kd_distill_type == 'feature':
+        return FeatureDistillationTask(
+            model,
+            args.kd_model_name,
+            student_feature_dim=args.kd_student_feature_dim,
+            teacher_feature_dim=args.kd_teacher_feature_dim,
+            **common,
+        )
+    if args.kd_distill_type == 'token':
+        return TokenDistillationTask(
+            model,
+            args.kd_model_name,
+            distill_type=args.kd_token_distill_type,
+            temperature=args.kd_temperature,
+            **common,
+        )
+    return LogitDistillationTask(
+        model, args.kd_model_name, loss_type=args.kd_loss_type, temperature=args.kd_temperature, **common
+    )
+
+
+def resolve_lr(args: argparse.Namespace) -> float:
+    """--lr, or --lr-base scaled to the global batch as timm scales it; supplements do not count as batch."""
+    if args.lr is not None:
+        return args.lr
+    scale = args.lr_base_scale
+    if not scale:
+        scale = 'sqrt' if any(name in args.opt.lower() for name in ('ada', 'lamb')) else 'linear'
+    ratio = args.batch_size * args.world_size * args.grad_accum_steps / args.lr_base_size
+    return args.lr_base * (ratio**0.5 if scale == 'sqrt' else ratio)

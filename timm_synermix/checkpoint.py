@@ -1,0 +1,103 @@
+"""Checkpoints in timm's own format, resume, and the best weights as safetensors."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+from datetime import datetime
+from typing import Any
+
+import safetensors.torch
+import torch
+from timm.models import safe_model_name
+from timm.task import TrainingTask, load_task_ema_checkpoint, resume_task_checkpoint
+from timm.utils import CheckpointSaver, get_outdir, get_state_dict, trim_summary, unwrap_model
+
+_logger = logging.getLogger('train')
+
+
+def output_folder(args: argparse.Namespace, img_size: int) -> str:
+    """Path of this run's folder, `<output>/<experiment>`; without --experiment it is named by time, model and size."""
+    stamp = datetime.now().strftime('%Y%m%d-%H%M%S')
+    return os.path.join(
+        args.output or './output/train', args.experiment or f'{stamp}-{safe_model_name(args.model)}-{img_size}'
+    )
+
+
+def resume_path(args: argparse.Namespace) -> str | None:
+    """The checkpoint to resume from; None for a fresh start.
+
+    Raises:
+        ValueError: --resume names a file that does not exist.
+    """
+    if args.resume == 'auto':
+        path = os.path.join(args.output or './output/train', args.experiment, 'last.pth.tar')
+        return path if os.path.isfile(path) else None
+    if args.resume and not os.path.isfile(args.resume):
+        raise ValueError(f"--resume must be a checkpoint file or 'auto', got '{args.resume}'")
+    return args.resume or None
+
+
+def resume_task(
+    args: argparse.Namespace, task: TrainingTask, optimizer: torch.optim.Optimizer, scaler: Any, path: str
+) -> int:
+    """Load a training checkpoint, of this script or of timm's, and return the epoch to go on with.
+
+    Raises:
+        ValueError: The checkpoint does not fit the model.
+    """
+    try:
+        epoch = resume_task_checkpoint(
+            task,
+            path,
+            optimizer=None if args.no_resume_opt else optimizer,
+            loss_scaler=None if args.no_resume_opt else scaler,
+            log_info=args.rank == 0,
+        )
+        if task.has_ema():
+            load_task_ema_checkpoint(task, path)
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f'--resume: {path} does not fit this model and optimizer: {error}') from error
+    return epoch or 0
+
+
+class RunSaver(CheckpointSaver):
+    """timm's CheckpointSaver of one run's folder, which also keeps `model_best.safetensors`.
+
+    Args:
+        folder: The run's folder, created here.
+        args_text: Text of `args.yaml`.
+        resume_from: Checkpoint the run goes on from, or None. One of this folder brings its history along.
+        start_epoch: First epoch of the run; rows of summary.csv from it on are dropped.
+        kwargs: Arguments of CheckpointSaver, with a task.
+    """
+
+    def __init__(
+        self, folder: str, args_text: str, *, resume_from: str | None, start_epoch: int, **kwargs: Any
+    ) -> None:
+        get_outdir(folder)
+        super().__init__(checkpoint_dir=folder, recovery_dir=folder, **kwargs)
+        with open(os.path.join(folder, 'args.yaml'), 'w') as file:
+            file.write(args_text)
+        if resume_from is not None and os.path.samefile(os.path.dirname(resume_from) or '.', folder):
+            self.load_state_dict_from_checkpoint(resume_from)
+        else:
+            start_epoch = 0
+        self.summary_path = os.path.join(folder, 'summary.csv')
+        trim_summary(self.summary_path, start_epoch)
+
+    def save_checkpoint(self, epoch: int, metric: float | None = None) -> tuple[float | None, int | None]:
+        """Save as timm does; if it is the best so far, save its weights as safetensors too."""
+        best_metric, best_epoch = super().save_checkpoint(epoch, metric)
+        if best_epoch == epoch:
+            self._save_safetensors()
+        return best_metric, best_epoch
+
+    def _save_safetensors(self) -> None:
+        # The averaged weights if there are any: those are what timm loads from model_best.pth.tar too.
+        state = get_state_dict(self.task.get_eval_model(ema=self.task.has_ema()), unwrap_model)
+        state = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}  # no aliases
+        path = os.path.join(self.checkpoint_dir, 'model_best.safetensors')
+        safetensors.torch.save_file(state, path + '.tmp')
+        os.replace(path + '.tmp', path)

@@ -1,0 +1,250 @@
+"""Command line of train.py: the SynerMix flags, YAML configs, and checks before any work starts."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+import yaml
+from timm.utils import ParseKwargs
+
+from timm_synermix.functional import check_beta
+from timm_synermix.timm_args import add_timm_args
+
+_logger = logging.getLogger(__name__)
+
+
+class TrainParser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are one line: the usage of 200 flags would bury it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f'{self.prog}: error: {message} (--help lists all flags)\n')
+
+
+def add_synermix_args(parser: argparse.ArgumentParser) -> None:
+    """Add the SynerMix flags to a training script's parser."""
+    group = parser.add_argument_group('SynerMix')
+    group.add_argument(
+        '--synermix', action='store_true', help='add the intra-class mixup of features: L = beta L_intra + (1-beta) L'
+    )
+    group.add_argument(
+        '--synermix-beta',
+        type=float,
+        help='weight of the intra-class loss, in [0, 1]; default: 0.1 with MixUp or CutMix, 0.5 without',
+    )
+    group.add_argument(
+        '--synermix-num-mixed', type=int, default=0, metavar='P', help='images interpolated per class, 0 for all'
+    )
+    group.add_argument(
+        '--synermix-singletons',
+        default='supplement',
+        choices=['supplement', 'keep'],
+        help='for a class with one image in a batch, draw a second one or leave it alone',
+    )
+    group.add_argument(
+        '--synermix-forward',
+        default='separate',
+        choices=['separate', 'fused'],
+        help='pass clean and augmented images through the model one after the other or as one batch',
+    )
+    group.add_argument(
+        '--synermix-off-epoch',
+        type=int,
+        default=0,
+        metavar='N',
+        help='train without SynerMix from this epoch on, 0 for never',
+    )
+
+
+def synermix_task_kwargs(args: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of `SynerMixTask` that the SynerMix flags set."""
+    return dict(
+        beta=args.synermix_beta,
+        num_mixed=args.synermix_num_mixed,
+        fused=args.synermix_forward == 'fused',
+        seed=args.seed + getattr(args, 'rank', 0),
+    )
+
+
+def create_parsers() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
+    """The parser of --config alone, and the parser of everything else."""
+    config_parser = TrainParser(add_help=False)
+    config_parser.add_argument('-c', '--config', default='', type=str, help='YAML file of defaults for the other flags')
+    parser = TrainParser(
+        description='Train an image classifier with timm, and with SynerMix.',
+        parents=[config_parser],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add_timm_args(parser)
+    add_synermix_args(parser)
+    return config_parser, parser
+
+
+def parse_args(
+    config_parser: argparse.ArgumentParser, parser: argparse.ArgumentParser, argv: list[str] | None = None
+) -> tuple[argparse.Namespace, str]:
+    """Parse the command line over the YAML config it may name; bad values exit with code 2.
+
+    Returns:
+        The arguments, and their YAML text for `args.yaml`.
+    """
+    config_args, remaining = config_parser.parse_known_args(argv)
+    if config_args.config:
+        parser.set_defaults(**_load_config(parser, config_args.config))
+    args = parser.parse_args(remaining)
+    args.config = config_args.config
+    with usage_errors(parser):
+        check_args(args)
+    return args, yaml.safe_dump(args.__dict__, default_flow_style=False)
+
+
+@contextmanager
+def usage_errors(parser: argparse.ArgumentParser) -> Iterator[None]:
+    """Turn a ValueError of the block, which builds a run from the user's flags, into one line and exit code 2."""
+    try:
+        yield
+    except ValueError as error:
+        _logger.debug('Caused by:', exc_info=True)
+        parser.error(str(error))
+
+
+def _load_config(parser: argparse.ArgumentParser, path: str) -> dict[str, Any]:
+    """Read a YAML config. Unknown keys are named and left out; values of the wrong type are usage errors."""
+    try:
+        with open(path) as file:
+            config = yaml.safe_load(file) or {}
+    except (OSError, yaml.YAMLError) as error:
+        parser.error(f'--config: cannot read {path}: {error}')
+    if not isinstance(config, dict):
+        parser.error(f'--config: {path} must be a mapping of flags to values, got {type(config).__name__}')
+    actions = {action.dest: action for action in parser._actions}
+    values = {}
+    for key, value in config.items():
+        if key not in actions:
+            _logger.warning('--config: unknown key %r in %s is ignored.', key, path)
+            continue
+        try:
+            values[key] = _convert(actions[key], value)
+        except ValueError as error:
+            parser.error(f'--config: {key} in {path} {error}')
+    return values
+
+
+def _convert(action: argparse.Action, value: Any) -> Any:
+    """Check a YAML value as argparse would check the flag; YAML 1.1 reads 3e-4 as text, so text may be a number."""
+    if value is None:
+        return action.default
+    if isinstance(action, ParseKwargs):
+        if not isinstance(value, dict):
+            raise ValueError(f'must be a mapping, got {value!r}')
+        return value
+    if isinstance(action, argparse._StoreTrueAction):
+        if not isinstance(value, bool):
+            raise ValueError(f'must be true or false, got {value!r}')
+        return value
+    if action.nargs == '+' or isinstance(action.nargs, int):
+        if not isinstance(value, list):
+            raise ValueError(f'must be a list, got {value!r}')
+        if isinstance(action.nargs, int) and len(value) != action.nargs:
+            raise ValueError(f'must be a list of {action.nargs} values, got {value!r}')
+        return [_convert_scalar(action, item) for item in value]
+    return _convert_scalar(action, value)
+
+
+def _convert_scalar(action: argparse.Action, value: Any) -> Any:
+    kind = action.type or str
+    if isinstance(value, (list, dict)):
+        raise ValueError(f'must be a single value, got {value!r}')
+    if kind in (int, float):
+        if isinstance(value, bool) or (kind is int and isinstance(value, float) and not value.is_integer()):
+            raise ValueError(f'must be {"an integer" if kind is int else "a number"}, got {value!r}')
+        try:
+            value = kind(value)
+        except ValueError as error:
+            raise ValueError(f'must be {"an integer" if kind is int else "a number"}, got {value!r}') from error
+    else:
+        value = str(value)
+    if action.choices is not None and value not in action.choices:
+        raise ValueError(f'must be one of {", ".join(map(str, action.choices))}, got {value!r}')
+    return value
+
+
+def check_args(args: argparse.Namespace) -> None:
+    """Refuse flags that contradict each other or are out of range, before anything is built or written.
+
+    Raises:
+        ValueError: Names the flag, the rule and the value.
+    """
+    if args.naflex_loader:
+        raise ValueError('--naflex-loader is not supported by this script; use the one of timm')
+    if args.batch_size < 1:
+        raise ValueError(f'--batch-size must be positive, got {args.batch_size}')
+    if args.grad_accum_steps < 1:
+        raise ValueError(f'--grad-accum-steps must be positive, got {args.grad_accum_steps}')
+    if args.clip_mode not in ('norm', 'value', 'agc'):
+        raise ValueError(f'--clip-mode must be norm, value or agc, got {args.clip_mode}')
+    if args.amp_dtype not in ('float16', 'bfloat16'):
+        raise ValueError(f'--amp-dtype must be float16 or bfloat16, got {args.amp_dtype}')
+    if args.model_dtype not in (None, 'float32', 'float16', 'bfloat16'):
+        raise ValueError(f'--model-dtype must be float32, float16 or bfloat16, got {args.model_dtype}')
+    if args.amp and args.model_dtype not in (None, 'float32'):
+        raise ValueError(f'--amp needs a float32 model, got --model-dtype {args.model_dtype}')
+    if args.mixup_mode not in ('batch', 'pair', 'elem', 'half'):
+        raise ValueError(f'--mixup-mode must be batch, pair, elem or half, got {args.mixup_mode}')
+    if mixup_active(args) and args.batch_size % 2:
+        raise ValueError(f'--batch-size must be even with --mixup or --cutmix, got {args.batch_size}')
+    if args.resume == 'auto' and not args.experiment:
+        raise ValueError('--resume auto needs --experiment, the folder to resume in')
+    if args.stop_epoch is not None and args.stop_epoch < 1:
+        raise ValueError(f'--stop-epoch must be positive, got {args.stop_epoch}')
+    if args.torchscript and args.torchcompile:
+        raise ValueError('--torchscript and --torchcompile exclude each other')
+    if args.synermix:
+        _check_synermix_args(args)
+
+
+def _check_synermix_args(args: argparse.Namespace) -> None:
+    excluded = {
+        '--kd-model-name': args.kd_model_name,
+        '--jsd-loss': args.jsd_loss or args.loss == 'jsd',
+        '--aug-splits': args.aug_splits,
+        '--split-bn': args.split_bn,
+        '--train-img-sizes': args.train_img_sizes,
+        '--task multilabel': args.task == 'multilabel',
+        '--torchscript': args.torchscript,
+    }
+    for flag, value in excluded.items():
+        if value:
+            raise ValueError(f'--synermix and {flag} cannot be used together')
+    if args.synermix_beta is not None:
+        try:
+            check_beta(args.synermix_beta)
+        except ValueError as error:
+            raise ValueError(f'--synermix-beta: {error}') from error
+    if args.synermix_num_mixed < 0:
+        raise ValueError(f'--synermix-num-mixed must be 0 (all) or more, got {args.synermix_num_mixed}')
+    if args.batch_size < 2:
+        raise ValueError(f'--batch-size must be at least 2 with --synermix, got {args.batch_size}')
+
+
+def mixup_active(args: argparse.Namespace) -> bool:
+    """Whether the flags ask for MixUp or CutMix."""
+    return args.mixup > 0 or args.cutmix > 0 or args.cutmix_minmax is not None
+
+
+def mixup_kwargs(args: argparse.Namespace, num_classes: int) -> dict[str, Any]:
+    """The arguments of timm's Mixup that the flags set."""
+    return dict(
+        mixup_alpha=args.mixup,
+        cutmix_alpha=args.cutmix,
+        cutmix_minmax=args.cutmix_minmax,
+        prob=args.mixup_prob,
+        switch_prob=args.mixup_switch_prob,
+        mode=args.mixup_mode,
+        label_smoothing=args.smoothing,
+        num_classes=num_classes,
+        multi_label=args.task == 'multilabel',
+    )

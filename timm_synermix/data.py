@@ -1,0 +1,206 @@
+"""Two views of every image from one decode, and the loader that batches them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from timm.data import create_transform
+from timm.data.distributed_sampler import RepeatAugSampler
+from timm.data.loader import MultiEpochsDataLoader, PrefetchLoader, _worker_init
+from torch import Tensor
+from torch import distributed as dist
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, Subset
+
+from timm_synermix.sampler import SupplementBatchSampler
+
+_logger = logging.getLogger(__name__)
+
+
+class TwoViewTransform:
+    """Turn one decoded image into its two views, `(clean, augmented)`.
+
+    Args:
+        clean: Deterministic transform of the unaugmented view, the recipe's evaluation transform.
+        augmented: The recipe's training transform. Must give the same shape as clean.
+    """
+
+    def __init__(self, clean: Callable[[Any], Tensor], augmented: Callable[[Any], Tensor]) -> None:
+        self.clean = clean
+        self.augmented = augmented
+
+    def __call__(self, image: Any) -> tuple[Tensor, Tensor]:
+        return self.clean(image), self.augmented(image)
+
+
+def two_view_collate(batch: list[tuple[tuple[Tensor, Tensor], int]]) -> tuple[Tensor, Tensor]:
+    """Batch B samples `((clean, augmented), target)` as input `[2B, C, H, W]`, clean views first, and target `[B]`."""
+    clean, augmented = zip(*(views for views, _ in batch), strict=True)
+    return torch.stack([*clean, *augmented]), torch.tensor([int(target) for _, target in batch])
+
+
+def dataset_targets(dataset: Dataset) -> np.ndarray | None:
+    """The class of every image of a data set, int64 `[len(dataset)]`, without opening an image.
+
+    Knows timm's folder, tar and Hugging Face (`hfds/`) readers, torchvision's data sets with `targets`, and
+    `torch.utils.data.Subset` of these; the data set's `target_transform` is applied.
+
+    Returns:
+        None if the data set cannot tell: a streaming data set, or one of a kind unknown here.
+    """
+    if isinstance(dataset, Subset):
+        targets = dataset_targets(dataset.dataset)
+        return None if targets is None else targets[np.asarray(dataset.indices)]
+    if isinstance(dataset, IterableDataset):
+        return None
+    labels: Any
+    source = getattr(dataset, 'reader', dataset)  # timm data sets read through a reader
+    if hasattr(source, 'targets'):
+        labels = source.targets
+    elif hasattr(source, 'iter_targets'):
+        labels = list(source.iter_targets())
+    elif hasattr(source, 'samples'):
+        labels = [target for _, target in source.samples]
+    else:
+        return None
+    target_transform = getattr(dataset, 'target_transform', None)
+    if target_transform is not None:
+        labels = [target_transform(int(label)) for label in labels]
+    return np.asarray(labels, dtype=np.int64)
+
+
+def create_synermix_loader(
+    dataset: Any,
+    input_size: int | tuple[int, ...],
+    batch_size: int,
+    *,
+    singletons: str = 'supplement',
+    seed: int = 42,
+    clean_interpolation: str = 'bilinear',
+    crop_pct: float | None = None,
+    crop_mode: str | None = None,
+    re_prob: float = 0.0,
+    re_mode: str = 'const',
+    re_count: int = 1,
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406),
+    std: tuple[float, ...] = (0.229, 0.224, 0.225),
+    num_aug_repeats: float = 0,
+    num_workers: int = 1,
+    distributed: bool = False,
+    pin_memory: bool = False,
+    img_dtype: torch.dtype = torch.float32,
+    device: torch.device | None = None,
+    use_prefetcher: bool = True,
+    use_multi_epochs_loader: bool = False,
+    persistent_workers: bool = True,
+    worker_seeding: str = 'all',
+    no_aug: bool = False,
+    **transform_kwargs: Any,
+) -> PrefetchLoader | DataLoader:
+    """A training loader of clean and augmented views: timm's `create_loader` for SynerMix.
+
+    Takes the arguments of `timm.data.create_loader` that make sense for two views, with the same meaning, and some of
+    its own. A batch is `(input, target)`: input `[2B, C, H, W]`, the B clean views first, then the B augmented ones of
+    the same images, and target int64 `[B]`. The clean view is the evaluation transform (resize and centre crop), the
+    augmented one the training transform, both from one decode. Random erasing skips the clean views.
+
+    Call `loader.batch_sampler.set_epoch(epoch)` at the start of each epoch. A data set without a `set_epoch` of its own
+    gets one that does so, since timm's train.py calls `dataset.set_epoch(epoch)` if there is one.
+
+    Args:
+        dataset: A timm or torchvision image data set; its `transform` is set here.
+        input_size: Image size, or `(C, H, W)`.
+        batch_size: Images per batch on this rank, before supplements; at least 2.
+        singletons: 'supplement' draws a second image for each class with one in the batch (paper step 1), 'keep' does
+            not. A streaming data set can only keep.
+        seed: Seed of the order of the images and of the supplements.
+        clean_interpolation: Interpolation of the clean view.
+        crop_pct, crop_mode: Centre crop of the clean view.
+        num_aug_repeats: Repeated augmentation, through timm's sampler.
+        transform_kwargs: Other arguments of `timm.data.create_transform`, for the augmented view.
+
+    Returns:
+        PrefetchLoader with use_prefetcher, then images arrive on device and normalised; else DataLoader.
+
+    Raises:
+        ValueError: singletons is unknown, or batch_size is below 2.
+    """
+    if singletons not in ('supplement', 'keep'):
+        raise ValueError(f"singletons must be 'supplement' or 'keep', got {singletons!r}.")
+    if batch_size < 2:
+        raise ValueError(f'batch_size must be at least 2 to mix images within a class, got {batch_size}.')
+    common = dict(mean=mean, std=std, use_prefetcher=use_prefetcher)
+    erasing: dict[str, Any] = dict(re_prob=re_prob, re_mode=re_mode, re_count=re_count)
+    dataset.transform = TwoViewTransform(
+        clean=create_transform(
+            input_size, interpolation=clean_interpolation, crop_pct=crop_pct, crop_mode=crop_mode, **common
+        ),
+        augmented=create_transform(
+            input_size, is_training=True, no_aug=no_aug, **common, **erasing, **transform_kwargs
+        ),
+    )
+
+    loader_kwargs: dict[str, Any] = dict(
+        num_workers=num_workers,
+        collate_fn=two_view_collate,
+        pin_memory=pin_memory,
+        worker_init_fn=partial(_worker_init, worker_seeding=worker_seeding),
+        persistent_workers=persistent_workers and num_workers > 0,
+    )
+    targets = dataset_targets(dataset)
+    if targets is None:
+        if singletons == 'supplement':
+            _logger.warning(
+                'SynerMix: %s does not tell its labels without reading its images, so a class with one image in a '
+                "batch is not supplemented (as with singletons='keep').",
+                type(dataset).__name__,
+            )
+        streaming = isinstance(dataset, IterableDataset)
+        if streaming and hasattr(dataset, 'set_loader_cfg'):
+            dataset.set_loader_cfg(num_workers=num_workers)  # readers estimate their length from it
+        # No labels are needed to sample, so timm's own order serves; an even batch for Mixup is the recipe's to choose.
+        sampler = None if streaming else _index_sampler(dataset, num_aug_repeats, seed, distributed)
+        loader_kwargs.update(batch_size=batch_size, sampler=sampler, drop_last=True)
+        set_epoch = getattr(sampler, 'set_epoch', None)
+    else:
+        sampler = SupplementBatchSampler(
+            _index_sampler(dataset, num_aug_repeats, seed, distributed),
+            targets,
+            batch_size,
+            supplement=singletons == 'supplement',
+            seed=seed,
+            rank=dist.get_rank() if distributed else 0,
+        )
+        loader_kwargs.update(batch_sampler=sampler)
+        set_epoch = sampler.set_epoch
+    if set_epoch is not None and not hasattr(dataset, 'set_epoch'):
+        dataset.set_epoch = set_epoch
+
+    loader_class = MultiEpochsDataLoader if use_multi_epochs_loader else DataLoader
+    loader = loader_class(dataset, **loader_kwargs)
+    if not use_prefetcher:
+        return loader
+    return PrefetchLoader(
+        loader,
+        mean=mean,
+        std=std,
+        channels=input_size[0] if isinstance(input_size, (tuple, list)) and len(input_size) == 3 else len(mean),
+        device=device or torch.device('cuda'),
+        img_dtype=img_dtype,
+        re_num_splits=2,  # erase in the second half of a batch only: the augmented views
+        **({} if no_aug else erasing),
+    )
+
+
+def _index_sampler(dataset: Any, num_aug_repeats: float, seed: int, distributed: bool) -> Any:
+    """This rank's shuffled indices, by the samplers timm uses; one process is rank 0 of 1."""
+    shard: dict[str, Any] = dict(num_replicas=1, rank=0)
+    if distributed:
+        shard = dict(num_replicas=dist.get_world_size(), rank=dist.get_rank())
+    if num_aug_repeats:
+        return RepeatAugSampler(dataset, num_repeats=num_aug_repeats, **shard)
+    return DistributedSampler(dataset, seed=seed, **shard)

@@ -1,0 +1,104 @@
+"""timm's `create_dataset`, with one data set more and with checks of what a user points it at."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Sequence
+from typing import Any, BinaryIO
+
+import numpy as np
+from PIL import Image
+from timm import data as timm_data
+from timm.data.readers.reader import Reader
+
+from timm_synermix.data import dataset_targets
+
+_REMOTE_PREFIXES = ('hfds', 'hfids', 'tfds', 'torch')  # these may find or fetch their data without a folder
+
+
+class DigitsReader(Reader):
+    """scikit-learn's digits: 1,797 scanned handwritten digits of 8x8 pixels, inside the scikit-learn wheel.
+
+    A fixed, stratified 3:1 split, 1,347 images to train and 450 to validate. Named `sklearn/digits`.
+
+    Args:
+        split: 'train', or 'validation' (also 'val', 'valid', 'test', 'eval').
+
+    Raises:
+        ValueError: The split is another.
+    """
+
+    def __init__(self, split: str) -> None:
+        from sklearn.datasets import load_digits
+        from sklearn.model_selection import train_test_split
+
+        splits = {'train': 0, 'validation': 1, 'val': 1, 'valid': 1, 'test': 1, 'eval': 1}
+        if split not in splits:
+            raise ValueError(f"split of sklearn/digits must be 'train' or 'validation', got '{split}'.")
+        digits = load_digits()
+        parts = train_test_split(np.arange(len(digits.target)), test_size=450, stratify=digits.target, random_state=0)
+        indices = np.sort(parts[splits[split]])
+        self.images = np.round(digits.images[indices] * (255 / 16)).astype(np.uint8)
+        self.targets = digits.target[indices]
+        self.class_to_idx = {str(digit): digit for digit in range(10)}
+
+    def __getitem__(self, index: int) -> tuple[BinaryIO, int]:
+        file = io.BytesIO()
+        Image.fromarray(self.images[index]).save(file, format='bmp')
+        return file, int(self.targets[index])
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
+        return f'{index}.bmp'
+
+
+def create_dataset(name: str, root: str | None = None, split: str = 'validation', **kwargs: Any) -> Any:
+    """`timm.data.create_dataset`, which also knows `sklearn/digits`, with plain errors.
+
+    Raises:
+        ValueError: The folder does not exist or has no images.
+    """
+    if name.lower() == 'sklearn/digits':
+        return timm_data.ImageDataset(
+            root=None, reader=DigitsReader(split), input_img_mode=kwargs.get('input_img_mode', 'RGB')
+        )
+    if name.lower().startswith('sklearn/'):
+        raise ValueError(f"--dataset: of scikit-learn there is only 'sklearn/digits', got '{name}'.")
+    if name.partition('/')[0].lower() not in _REMOTE_PREFIXES:
+        if not root:
+            raise ValueError('--data-dir must name the folder of the images, got none.')
+        if not os.path.exists(root):
+            raise ValueError(f"--data-dir must be a folder or tar file that exists, got '{root}'.")
+    try:
+        return timm_data.create_dataset(name, root=root, split=split, **kwargs)
+    except RuntimeError as error:
+        if 'Found 0 images' not in str(error):
+            raise
+        raise ValueError(f"--data-dir: there are no images for split '{split}' in '{root}'. {error}") from error
+
+
+def check_classes(dataset: Any, num_classes: int) -> None:
+    """Refuse a training set that a classifier of num_classes cannot learn.
+
+    A data set that does not tell its labels (see `dataset_targets`) passes.
+
+    Raises:
+        ValueError: It has one class only, or more classes than num_classes.
+    """
+    targets = dataset_targets(dataset)
+    if targets is None:
+        return
+    if len(np.unique(targets)) < 2:
+        raise ValueError(f'The training set must have at least two classes, got one: {_class_names(dataset)}.')
+    if targets.max() >= num_classes:
+        raise ValueError(
+            f'--num-classes must cover all {targets.max() + 1} classes of the training set, got {num_classes}.'
+        )
+
+
+def _class_names(dataset: Any) -> Sequence[str]:
+    reader = getattr(dataset, 'reader', dataset)
+    return list(getattr(reader, 'class_to_idx', {}))

@@ -1,0 +1,173 @@
+"""SynerMix as pure tensor functions: the weights, the intra-class mix and the loss. No module, no I/O."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+IGNORE_INDEX = -100  # torch's own default `ignore_index`: cross-entropy leaves rows with this target out of its mean
+
+
+def class_rows(target: Tensor) -> tuple[Tensor, Tensor]:
+    """Give every class present in a batch one row, in ascending order of the class index.
+
+    The number of classes present is known on the device only, so the rows are padded to the batch size: shapes
+    depend on the batch size alone and the host never waits for the device.
+
+    Args:
+        target: Class indices, int64 `[N]`.
+
+    Returns:
+        row: int64 `[N]`, the row of each image's class, in `[0, K)` for the K classes present.
+        row_target: int64 `[N]`, the class of rows 0 to K - 1, then `IGNORE_INDEX`.
+
+    Raises:
+        ValueError: target is not a 1-D integer tensor.
+    """
+    if target.ndim != 1 or target.is_floating_point():
+        raise ValueError(
+            f'target must be class indices of shape [N], got {target.dtype} of shape {list(target.shape)}.'
+        )
+    ordered, order = torch.sort(target)
+    starts_class = torch.zeros_like(target)
+    starts_class[1:] = ordered[1:] != ordered[:-1]
+    row = torch.empty_like(target).scatter_(0, order, starts_class.cumsum(0))
+    row_target = torch.full_like(target, IGNORE_INDEX).scatter_(0, row, target)
+    return row, row_target
+
+
+def intra_class_weight(
+    target: Tensor,
+    *,
+    num_mixed: int = 0,
+    weight: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Random convex weights inside each class of a batch: `w_i = u_i / sum_{j: y_j = y_i} u_j`, `u ~ U(0, 1)`.
+
+    Uniform draws divided by their sum, as in the paper's code; this is not a Dirichlet(1) draw. An image that is alone
+    in its class has weight 1.
+
+    Args:
+        target: Class indices, int64 `[N]`.
+        num_mixed: Images interpolated per class (the paper's P). A class with more of them in the batch uses that many,
+            chosen at random; the others have weight 0. 0 uses all.
+        weight: The draws `u`, non-negative, floating point `[N]`, instead of random ones. A class needs a positive sum.
+        generator: Generator of the random draws, on the device of target. None uses torch's global one.
+
+    Returns:
+        Weights, float32 `[N]` (float64 if weight is), in `[0, 1]`, that sum to 1 within each class.
+
+    Raises:
+        ValueError: num_mixed is negative, weight does not match target, or target is not int `[N]`.
+
+    Source: SynerMix step 2 (arXiv 2403.14137), with the weights of the authors' code.
+    """
+    if num_mixed < 0:
+        raise ValueError(f'num_mixed must be 0 (all) or a positive number of images, got {num_mixed}.')
+    if weight is not None and (weight.shape != target.shape or not weight.is_floating_point()):
+        raise ValueError(
+            f'weight must be a floating point tensor of shape {list(target.shape)}, '
+            f'got {weight.dtype} of shape {list(weight.shape)}.'
+        )
+    row, _ = class_rows(target)
+    if weight is None:
+        # rand() is in [0, 1): mirrored to (0, 1], so that a lone image cannot draw 0 and divide 0 by 0
+        weight = 1.0 - torch.rand(target.shape, device=target.device, generator=generator)
+    weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
+    if num_mixed:
+        weight = weight * _random_subset(row, num_mixed, generator)
+    total = torch.zeros_like(weight).index_add_(0, row, weight)
+    return weight / total[row]
+
+
+def _random_subset(row: Tensor, size: int, generator: torch.Generator | None) -> Tensor:
+    """A bool mask `[N]` that keeps at most `size` random members of each row."""
+    shuffle = torch.rand(row.shape, device=row.device, generator=generator).argsort()
+    ordered, order = torch.sort(row[shuffle], stable=True)
+    order = shuffle[order]  # rows ascending, random inside a row
+    position = torch.arange(len(row), device=row.device)
+    rank_in_row = position - torch.searchsorted(ordered, ordered)
+    return torch.zeros_like(row, dtype=torch.bool).scatter_(0, order, rank_in_row < size)
+
+
+def mix_rows(feature: Tensor, row: Tensor, weight: Tensor) -> Tensor:
+    """Add up weighted features row by row: `mixed[r] = sum_{i: row_i = r} weight_i * feature_i`.
+
+    Accumulates in float32 (float64 for float64 features) whatever autocast is on, and returns the features' dtype.
+
+    Args:
+        feature: `[N, ...]`, any floating dtype.
+        row: int64 `[N]`, values in `[0, N)`.
+        weight: `[N]`.
+
+    Returns:
+        `[N, ...]` in the dtype of feature; rows that no image maps to are zero.
+    """
+    dtype = torch.promote_types(feature.dtype, torch.float32)
+    weight = weight.to(dtype).view(-1, *[1] * (feature.ndim - 1))
+    weighted = feature.to(dtype) * weight
+    return torch.zeros_like(weighted).index_add(0, row, weighted).to(feature.dtype)
+
+
+def intra_class_mix(
+    feature: Tensor,
+    target: Tensor,
+    *,
+    num_mixed: int = 0,
+    weight: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Mix the features of each class present in a batch into one synthesised feature: `s_c = sum_{i: y_i = c} w_i f_i`.
+
+    Vectorised: no loop over classes, no wait for the device, and every feature receives a gradient. The result is
+    padded to the batch size with rows whose target is `IGNORE_INDEX`, so that
+
+        mixed, mixed_target = intra_class_mix(feature, target)
+        intra_loss = F.cross_entropy(classifier(mixed), mixed_target)
+
+    is the mean over the classes present. Drop the padding with `mixed[mixed_target >= 0]`.
+
+    Args:
+        feature: Features of unaugmented images, `[N, ...]`, any floating dtype. Mixed in float32 or better.
+        target: Class indices, int64 `[N]`.
+        num_mixed, weight, generator: See `intra_class_weight`.
+
+    Returns:
+        mixed: `[N, ...]` in the dtype of feature. Row k < K is the synthesised feature of the k-th smallest of the K
+            classes present; the other rows are zero.
+        mixed_target: int64 `[N]`, the class of each row, `IGNORE_INDEX` for the padding.
+
+    Raises:
+        ValueError: feature and target disagree in length, or see `intra_class_weight`.
+
+    Source: SynerMix step 2 (arXiv 2403.14137). The authors' code loops over the classes on the host.
+    """
+    if len(feature) != len(target):
+        raise ValueError(f'feature and target must have the same length, got {len(feature)} and {len(target)}.')
+    weight = intra_class_weight(target, num_mixed=num_mixed, weight=weight, generator=generator)
+    row, row_target = class_rows(target)
+    return mix_rows(feature, row, weight), row_target
+
+
+def synermix_loss(intra_loss: Tensor, inter_loss: Tensor, beta: float) -> Tensor:
+    """Integrate the two losses: `L = beta * L_intra + (1 - beta) * L_inter`.
+
+    Args:
+        intra_loss: Scalar, the loss of the intra-class mixed features.
+        inter_loss: Scalar, the recipe's own loss on the augmented images.
+        beta: Weight of the intra-class loss, in `[0, 1]`.
+
+    Raises:
+        ValueError: beta is outside `[0, 1]`.
+
+    Source: SynerMix step 4 (arXiv 2403.14137).
+    """
+    check_beta(beta)
+    return beta * intra_loss + (1.0 - beta) * inter_loss
+
+
+def check_beta(beta: float) -> None:
+    """Raise ValueError unless beta is in `[0, 1]` (NaN is not)."""
+    if not 0.0 <= beta <= 1.0:
+        raise ValueError(f'beta must be in [0, 1], got {beta}.')

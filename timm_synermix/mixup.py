@@ -1,0 +1,27 @@
+"""Inter-class mixing of images inside the task: timm's Mixup, and the one mode that timm has in its collate only."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from timm.data import Mixup
+from torch import Tensor
+
+
+class HalfMixup(Mixup):
+    """timm's 'half' mode: image i is mixed with image B - 1 - i, element by element, for the first half of a batch.
+
+    B images in give B / 2 mixed ones. Takes the arguments of `timm.data.Mixup`, but mode.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(mode='elem', **kwargs)
+
+    def __call__(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        x, target = super().__call__(x, target)
+        return x[: len(x) // 2], target[: len(x) // 2]
+
+
+def create_mixup(mode: str = 'batch', **kwargs: Any) -> Mixup:
+    """`timm.data.Mixup` in any of timm's modes: 'batch', 'pair', 'elem' or 'half'."""
+    return HalfMixup(**kwargs) if mode == 'half' else Mixup(mode=mode, **kwargs)

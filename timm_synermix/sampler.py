@@ -1,0 +1,111 @@
+"""The class-supplementing batch sampler: SynerMix step 1, on indices alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Sampler
+
+
+class SupplementBatchSampler(Sampler[list[int]]):
+    """Cut an index sampler's epoch into batches and give every lone class of a batch a second image.
+
+    SynerMix interpolates the images of a class, so a class needs two different images in a batch. For a class with one,
+    another of its images is drawn at random from the whole data set. Every index of the wrapped sampler is in exactly
+    one batch; partners come on top.
+
+    - The batches of an epoch are a pure function of (wrapped sampler's order, seed, epoch, rank), computed afresh for
+      each epoch; nothing is carried over. The epoch is the wrapped sampler's, so one `set_epoch` moves both.
+    - The last batch is not dropped and not left small: the epoch is cut into `ceil(n / batch_size)` nearly equal
+      batches, of even size as far as possible.
+    - timm's Mixup pairs a batch with its flip. So the batch size is made even, by one more image of a class that is
+      there, and the order inside a batch is random.
+    - A class with a single image in the whole data set stays alone: it mixes with itself, that is, not at all.
+
+    Args:
+        sampler: Yields this rank's indices for an epoch; has a length, an `epoch` and `set_epoch`, as
+            `torch.utils.data.DistributedSampler` and timm's `RepeatAugSampler`.
+        targets: The class of every image of the data set, non-negative int `[len(dataset)]`.
+        batch_size: Images per batch, before partners; at least 2.
+        supplement: Draw partners. False keeps lone classes as they are; the batch size is made even all the same.
+        seed: Seed of the partners and of the order inside a batch, at least 0.
+        rank: Distributed rank, so that ranks draw different partners.
+
+    Raises:
+        ValueError: batch_size is below 2, or the sampler is empty.
+
+    Source: SynerMix step 1 (arXiv 2403.14137). The authors' code redraws until it finds a different image, which never
+    ends for a class with one.
+    """
+
+    def __init__(
+        self,
+        sampler: Any,
+        targets: Sequence[int] | np.ndarray,
+        batch_size: int,
+        *,
+        supplement: bool = True,
+        seed: int = 0,
+        rank: int = 0,
+    ) -> None:
+        if batch_size < 2:
+            raise ValueError(f'batch_size must be at least 2 to mix images within a class, got {batch_size}.')
+        if len(sampler) == 0:
+            raise ValueError('sampler must have at least one index, got an empty one.')
+        self.sampler = sampler
+        self.batch_size = batch_size
+        self.supplement = supplement
+        self.seed = seed
+        self.rank = rank
+        self.targets = np.asarray(targets, dtype=np.int64)
+        # All images ordered by class: those of class c are members[first[c]:first[c] + size[c]].
+        self._members = np.argsort(self.targets, kind='stable')
+        self._size = np.bincount(self.targets)
+        self._first = np.cumsum(self._size) - self._size
+        self._place = np.empty_like(self._members)  # where each image stands in members
+        self._place[self._members] = np.arange(len(self._members))
+
+    @property
+    def epoch(self) -> int:
+        return self.sampler.epoch
+
+    def set_epoch(self, epoch: int) -> None:
+        """Select the epoch that the next iteration yields."""
+        self.sampler.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return -(-len(self.sampler) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        generator = np.random.default_rng([self.seed, self.epoch, self.rank])
+        indices = np.fromiter(self.sampler, dtype=np.int64, count=len(self.sampler))
+        pairs = len(indices) // 2
+        cuts = [2 * -(-k * pairs // len(self)) for k in range(1, len(self))]
+        for batch in np.split(indices, cuts):
+            if self.supplement:
+                batch = np.concatenate([batch, self._partners_of(self._lone_images(batch), generator)])
+            if len(batch) % 2:
+                batch = np.append(batch, self._partners_of(generator.choice(batch, 1), generator))
+            yield generator.permutation(batch).tolist()
+
+    def _lone_images(self, batch: np.ndarray) -> np.ndarray:
+        """Images without another image of their class in the batch, though the data set has one."""
+        images = np.unique(batch)  # a repeated image is no partner of itself
+        _, class_of, count = np.unique(self.targets[images], return_inverse=True, return_counts=True)
+        return images[(count[class_of] == 1) & (self._size[self.targets[images]] > 1)]
+
+    def _partners_of(self, images: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        """A uniformly drawn other image of the same class, for each image; itself where there is no other."""
+        first, size = self._first[self.targets[images]], self._size[self.targets[images]]
+        step = generator.integers(1, np.maximum(size, 2))  # 1 to size - 1 places further on in the class, round its end
+        return self._members[first + (self._place[images] - first + step) % size]
+
+    def expected_supplements(self) -> float:
+        """Expected number of partners per batch, for images drawn at random: `sum_c B p_c (1 - p_c)^(B - 1)`."""
+        if not self.supplement:
+            return 0.0
+        size = self._size[self._size > 1]
+        share = size / len(self.targets)
+        return float((self.batch_size * share * (1 - share) ** (self.batch_size - 1)).sum())

@@ -1,0 +1,220 @@
+"""SynerMix as a timm training task: both losses from one module forward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from timm.data import Mixup
+from timm.loss import LabelSmoothingCrossEntropy
+from timm.task import ClassificationTask, resolve_classification_loss
+from timm.utils import unwrap_model
+from torch import Tensor, nn
+
+from timm_synermix.features import FeatureHook
+from timm_synermix.functional import IGNORE_INDEX, check_beta, class_rows, intra_class_weight, mix_rows, synermix_loss
+
+
+class SynerMixModule(nn.Module):
+    """All the trainable compute of a SynerMix step in one forward, as DDP, compile and EMA want it.
+
+    Args:
+        model: The model to train.
+        classifier: See `FeatureHook`.
+        fused: Run clean and augmented images through the model as one batch. BatchNorm then normalises both with the
+            statistics of the union; in the paper's code, and by default, each view has its own.
+    """
+
+    def __init__(self, model: nn.Module, classifier: str | None = None, fused: bool = False) -> None:
+        super().__init__()
+        self.model = model
+        self.fused = fused
+        self.hook = FeatureHook(model, classifier)
+
+    def forward(
+        self, clean: Tensor | None, augmented: Tensor | None, row: Tensor, weight: Tensor
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Logits of the synthesised features of the clean images, and of the augmented images.
+
+        Args:
+            clean: `[N, C, H, W]`, or None to skip its forward.
+            augmented: `[N', C, H, W]`, or None to skip its forward.
+            row, weight: The mix of the clean features, `[N]`, see `mix_rows`.
+
+        Returns:
+            Intra-class logits `[N, num_classes]`, rows as in `class_rows`, and inter-class logits `[N', num_classes]`;
+            None for what was skipped.
+        """
+        mix = partial(mix_rows, row=row, weight=weight)
+        if clean is not None and augmented is not None and self.fused:
+            n = len(clean)
+            logits, _ = self.hook(torch.cat([clean, augmented]), lambda f: torch.cat([mix(f[:n]), f[n:]]))
+            return logits[:n], logits[n:]
+        intra_logits = None if clean is None else self.hook(clean, mix)[0]
+        return intra_logits, None if augmented is None else self.model(augmented)
+
+
+class SynerMixTask(ClassificationTask):
+    """Classification with SynerMix: `L = beta * L_intra + (1 - beta) * L_inter`.
+
+    L_intra is the mean loss, over the classes present in the batch, of one synthesised feature per class, mixed at
+    random from the features of the clean images. L_inter is the recipe's own loss on the augmented images, mixed by
+    mixup_fn if given. A drop-in for `timm.task.ClassificationTask`: checkpoints hold the keys of the bare model.
+
+    Args:
+        model: The model to train.
+        criterion: Loss of the inter-class part, a mean over rows. Created from criterion_kwargs when None.
+        criterion_kwargs: Arguments of `timm.loss.create_classification_loss`, when criterion is None. `soft_targets`
+            defaults to whether mixup_fn is given.
+        intra_criterion: Loss of the intra-class part, a mean over rows of logits `[K, num_classes]` and class indices
+            `[K]`. Default: the loss that criterion_kwargs describe, for hard targets; or criterion itself.
+        mixup_fn: `timm.data.Mixup` (or alike) applied to the augmented images here; images and hard targets in, mixed
+            images and soft targets out. Not in the collate function, which would mix the clean views as well.
+        beta: Weight of the intra-class loss, in `[0, 1]`. None: 0.1 with mixup_fn and 0.5 without, as in the examples
+            of the paper's code. At 0 there is no clean forward and the loss is timm's, bit for bit; at 1 there is no
+            augmented forward.
+        num_mixed: Images interpolated per class (the paper's P), 0 for all in the batch.
+        fused: See `SynerMixModule`.
+        classifier: See `FeatureHook`.
+        seed: Seed of the mixing weights. Give each rank its own.
+        device, dtype, verbose: As in timm.
+
+    Raises:
+        ValueError: beta or num_mixed is out of range, the model has no classifier, or criterion and mixup_fn come
+            without intra_criterion.
+
+    Source: SynerMix (arXiv 2403.14137), steps 2 to 4. The authors' code loops over the classes on the host and leaves
+    L_intra out of the loss it logs.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        criterion: nn.Module | Callable | None = None,
+        criterion_kwargs: dict[str, Any] | None = None,
+        *,
+        intra_criterion: nn.Module | Callable | None = None,
+        mixup_fn: Mixup | None = None,
+        beta: float | None = None,
+        num_mixed: int = 0,
+        fused: bool = False,
+        classifier: str | None = None,
+        seed: int = 42,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        verbose: bool = True,
+    ) -> None:
+        beta = (0.1 if mixup_fn is not None else 0.5) if beta is None else beta
+        check_beta(beta)
+        if num_mixed < 0:
+            raise ValueError(f'num_mixed must be 0 (all) or a positive number of images, got {num_mixed}.')
+        if criterion is not None and intra_criterion is None:
+            if mixup_fn is not None:
+                raise ValueError(
+                    'intra_criterion must be given with mixup_fn and a criterion, which takes soft targets.'
+                )
+            intra_criterion = criterion
+        loss_kwargs = criterion_kwargs or {}
+        if criterion is None:
+            criterion_kwargs = {'soft_targets': mixup_fn is not None, **loss_kwargs}
+        super().__init__(model, criterion, criterion_kwargs, device=device, dtype=dtype, verbose=verbose)
+        if intra_criterion is None:
+            intra_criterion = resolve_classification_loss(
+                None, self.device, criterion_kwargs={**loss_kwargs, 'soft_targets': False}
+            )
+        if isinstance(intra_criterion, LabelSmoothingCrossEntropy):  # the same loss, but torch's can skip padding
+            intra_criterion = nn.CrossEntropyLoss(label_smoothing=intra_criterion.smoothing)
+        self.intra_criterion = intra_criterion
+        self.trainable_module: Any = SynerMixModule(model, classifier, fused)
+        self.mixup_fn = mixup_fn
+        self.beta = beta
+        self.num_mixed = num_mixed
+        self.synermix_enabled = True  # set to False to go on with L_inter alone, as Mixup.mixup_enabled
+        self.seed = seed
+        self._generator: torch.Generator | None = None
+
+    def compile(self, backend: str = 'inductor', mode: str | None = None, **compile_kwargs: Any) -> Any:
+        """Compile the training step and, by itself, the model for evaluation."""
+        compile_kwargs.update(backend=backend, mode=mode)
+        self.eval_model: Any = torch.compile(self.trainable_module.model, **compile_kwargs)
+        self.trainable_module = torch.compile(self.trainable_module, **compile_kwargs)
+        return self.eval_model
+
+    def get_eval_model(self, module: nn.Module | None = None, ema: bool = False) -> nn.Module | None:
+        """The bare model, without the SynerMixModule around it."""
+        resolved = super().get_eval_model(module=module, ema=ema)
+        unwrapped = unwrap_model(resolved)
+        return unwrapped.model if isinstance(unwrapped, SynerMixModule) else resolved
+
+    def get_clip_parameters(self, exclude_head: bool = False) -> Any:
+        """Parameters to clip; the last two are the head's, as timm counts them."""
+        parameters = list(unwrap_model(self.trainable_module).model.parameters())
+        return parameters[:-2] if exclude_head else parameters
+
+    def _generator_on(self, device: torch.device) -> torch.Generator:
+        if self._generator is None or self._generator.device != device:
+            self._generator = torch.Generator(device).manual_seed(self.seed)
+        return self._generator
+
+    def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Both losses of one batch.
+
+        Args:
+            input: `[2B, C, H, W]`: B clean images, then B augmented views of the same images. Or B augmented images
+                alone, then there is no intra-class part.
+            target: Class indices, int64 `[B]`.
+
+        Returns:
+            'loss': the loss to minimise. 'output': logits of the augmented images, or with beta 1 of the synthesised
+            features. 'intra_loss' and 'inter_loss', detached, for what was computed.
+
+        Raises:
+            ValueError: input has neither B nor 2B rows.
+        """
+        if len(input) not in (len(target), 2 * len(target)):
+            raise ValueError(
+                f'input must have {len(target)} rows, or {2 * len(target)} with clean views, got {len(input)}.'
+            )
+        two_views = len(input) == 2 * len(target)
+        beta = self.beta if two_views and self.synermix_enabled else 0.0
+        clean, augmented = input[: len(target)], input[-len(target) :]
+
+        weight = row = row_target = target
+        if beta > 0.0:
+            row, row_target = class_rows(target)
+            weight = intra_class_weight(target, num_mixed=self.num_mixed, generator=self._generator_on(target.device))
+        if self.mixup_fn is not None and beta < 1.0:
+            augmented, target = self.mixup_fn(augmented, target)
+        intra_logits, inter_logits = self.trainable_module(
+            clean if beta > 0.0 else None, augmented if beta < 1.0 else None, row, weight
+        )
+
+        result: dict[str, Tensor] = {'output': intra_logits if inter_logits is None else inter_logits}
+        if intra_logits is not None:
+            result['loss'] = intra_loss = class_mean_loss(self.intra_criterion, intra_logits, row_target)
+            result['intra_loss'] = intra_loss.detach()
+        if inter_logits is not None:
+            result['loss'] = inter_loss = self.criterion(inter_logits, target)
+            result['inter_loss'] = inter_loss.detach()
+        if intra_logits is not None and inter_logits is not None:
+            result['loss'] = synermix_loss(intra_loss, inter_loss, beta)
+        return result
+
+
+def class_mean_loss(criterion: nn.Module | Callable, logits: Tensor, row_target: Tensor) -> Tensor:
+    """Mean of a criterion over the rows that hold a class.
+
+    Cross-entropy skips the padding by itself. Another criterion gets the rows of the classes present alone, which takes
+    one wait for the device to learn how many there are.
+
+    Args:
+        criterion: Mean over rows of logits `[K, num_classes]` and class indices `[K]`.
+        logits: `[N, num_classes]`.
+        row_target: int64 `[N]`, `IGNORE_INDEX` for padding.
+    """
+    if isinstance(criterion, nn.CrossEntropyLoss):
+        return criterion(logits, row_target)
+    present = row_target != IGNORE_INDEX
+    return criterion(logits[present], row_target[present])

@@ -1,0 +1,180 @@
+"""What a run tells its user: log lines or a progress bar, summary.csv, trackers."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from tqdm import tqdm
+
+_logger = logging.getLogger('train')
+
+_TRAIN_NAMES = {'loss': 'Loss', 'intra_loss': 'Intra', 'inter_loss': 'Inter'}
+
+
+class LossMeter:
+    """Sample-weighted means of the scalars a task returns, kept on the device until they are read."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self.accelerator = accelerator
+        self._sums: dict[str, Tensor] = {}
+        self._last: dict[str, Tensor] = {}
+        self._count = 0
+
+    def update(self, result: Mapping[str, Tensor], count: int) -> None:
+        """Add the scalars of one batch of count samples."""
+        self._last = {name: value.detach() for name, value in result.items() if value.ndim == 0}
+        for name, value in self._last.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value.float() * count
+        self._count += count
+
+    def last(self) -> dict[str, float]:
+        """The scalars of the last batch on this process."""
+        return {name: value.item() for name, value in self._last.items()}
+
+    def mean(self) -> dict[str, float]:
+        """The means so far on this process."""
+        return {name: value.item() / self._count for name, value in self._sums.items()}
+
+    def reduce(self) -> dict[str, float]:
+        """The means so far over all processes; every process must call it."""
+        names = list(self._sums)
+        count = torch.tensor([float(self._count)], device=self.accelerator.device)
+        totals = torch.cat([torch.stack([self._sums[name] for name in names]), count])
+        *sums, count = self.accelerator.reduce(totals, reduction='sum').tolist()
+        return {name: value / count for name, value in zip(names, sums, strict=True)}
+
+
+class TrainProgress:
+    """Progress of one training epoch: a bar for a person at a terminal, timm's log lines otherwise.
+
+    Args:
+        args: log_interval, rank and world_size are read.
+        epoch: Index of the epoch.
+        updates: Optimizer updates in the epoch.
+    """
+
+    def __init__(self, args: argparse.Namespace, epoch: int, updates: int) -> None:
+        self.args, self.epoch, self.updates = args, epoch, updates
+        self.start = self.mark = time.time()
+        self.samples = self.interval_samples = self.interval_updates = 0
+        self.data_time = 0.0
+        watched = args.rank == 0 and sys.stderr.isatty()
+        self.bar = tqdm(total=updates, desc=f'Train {epoch}', unit='update', leave=False) if watched else None
+
+    def update(self, update: int, samples: int, data_time: float, meter: LossMeter, lr: float) -> bool:
+        """Note one optimizer update. Returns whether it was reported, as every log_interval-th and the last are."""
+        self.samples += samples * self.args.world_size
+        self.interval_samples += samples * self.args.world_size
+        self.interval_updates += 1
+        self.data_time += data_time
+        report = update % self.args.log_interval == 0 or update == self.updates - 1
+        if self.args.rank == 0:
+            if self.bar is not None:
+                self.bar.update()
+            if report:
+                self._report(update, meter, lr)
+        if report:
+            self.mark, self.interval_samples, self.interval_updates = time.time(), 0, 0
+        return report
+
+    def _report(self, update: int, meter: LossMeter, lr: float) -> None:
+        now = time.time()
+        last, mean = meter.last(), meter.mean()
+        rate = self.samples / (now - self.start)
+        if self.bar is not None:
+            self.bar.set_postfix_str(
+                ', '.join(f'{_TRAIN_NAMES.get(name, name)} {value:.4g}' for name, value in mean.items())
+                + f', {rate:.1f} img/s'
+            )
+            return
+        losses = '  '.join(f'{_TRAIN_NAMES.get(name, name)}: {last[name]:#.3g} ({mean[name]:#.3g})' for name in mean)
+        interval = now - self.mark
+        _logger.info(
+            f'Train: {self.epoch} [{update:>4d}/{self.updates} '
+            f'({100.0 * (update + 1) / self.updates:>3.0f}%)]  {losses}  '
+            f'Time: {interval / self.interval_updates:.3f}s, {self.interval_samples / interval:>7.2f}/s  '
+            f'({(now - self.start) / (update + 1):.3f}s, {rate:>7.2f}/s)  '
+            f'LR: {lr:.3e}  Data: {self.data_time / (update + 1):.3f}'
+        )
+
+    def close(self) -> None:
+        """End the epoch: take the bar away and leave a line of rate and time."""
+        if self.bar is not None:
+            self.bar.close()
+        if self.args.rank == 0:
+            seconds = time.time() - self.start
+            _logger.info(f'Train: {self.epoch} done in {seconds:.1f}s, {self.samples / seconds:.1f} images/s')
+
+
+def summary_row(
+    epoch: int, train_metrics: Mapping[str, float], eval_metrics: Mapping[str, float] | None, lr: float
+) -> dict[str, float]:
+    """One row of summary.csv: timm's columns first, in timm's order, then what else the task returned."""
+    row: dict[str, float] = {'epoch': epoch, 'train_loss': train_metrics['loss']}
+    row.update({f'eval_{name}': value for name, value in (eval_metrics or {}).items()})
+    row['lr'] = lr
+    row.update({f'train_{name}': value for name, value in train_metrics.items() if name != 'loss'})
+    return row
+
+
+def append_summary(path: str, row: Mapping[str, float]) -> None:
+    """Append a row to summary.csv under its header; the header of a new file is the row's.
+
+    A column the file does not have is left out with a warning, one that the row lacks stays empty: the intra-class loss
+    ends with --synermix-off-epoch.
+    """
+    names = list(row)
+    exists = os.path.exists(path) and os.path.getsize(path) > 0
+    if exists:
+        with open(path, newline='') as file:
+            names = next(csv.reader(file))
+        missing = set(row) - set(names)
+        if missing:
+            _logger.warning('%s has no column for %s.', path, ', '.join(sorted(missing)))
+    with open(path, 'a', newline='') as file:
+        writer = csv.DictWriter(file, fieldnames=names, extrasaction='ignore')
+        if not exists:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+def start_trackers(accelerator: Accelerator, args: argparse.Namespace, output_dir: str | None) -> None:
+    """Start the Weights & Biases run of --log-wandb; without an account it is logged offline."""
+    if not args.log_wandb:
+        return
+    wandb_kwargs: dict[str, Any] = dict(
+        name=output_dir and os.path.basename(output_dir), dir=output_dir, tags=args.wandb_tags
+    )
+    if args.wandb_resume_id:
+        wandb_kwargs.update(id=args.wandb_resume_id, resume='must')
+    if accelerator.is_main_process and 'WANDB_MODE' not in os.environ:
+        import wandb
+
+        if not wandb.login(prompt=False):
+            wandb_kwargs['mode'] = 'offline'
+            _logger.info('No Weights & Biases account is set up: logging offline; `wandb sync` uploads %s.', output_dir)
+    accelerator.init_trackers(
+        args.wandb_project or args.experiment or 'timm-synermix',
+        config={name: value for name, value in vars(args).items() if isinstance(value, (str, int, float, list))},
+        init_kwargs={'wandb': wandb_kwargs},
+    )
+
+
+def print_results(results: list[dict[str, Any]], metric: str, decreasing: bool) -> None:
+    """Print the best ten epochs as JSON after a line `--result`, for scripts to read, as timm does."""
+
+    def key(result: dict[str, Any]) -> float:
+        return result.get('validation', result['train'])[metric]
+
+    print(f'--result\n{json.dumps(sorted(results, key=key, reverse=not decreasing)[:10], indent=4)}')
