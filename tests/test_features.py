@@ -120,7 +120,9 @@ def test_unknown_name_lists_those_there_are():
         FeatureHook(model, '2')  # there, but not a layer with weights
 
 
-@pytest.mark.parametrize('kwargs', [dict(model_name='test_vit', num_classes=0), dict(model_name='mobilenetv5_300m_enc')])
+@pytest.mark.parametrize(
+    'kwargs', [dict(model_name='test_vit', num_classes=0), dict(model_name='mobilenetv5_300m_enc')]
+)
 def test_a_model_without_classifier_is_refused_by_name(kwargs):
     with pytest.raises(ValueError, match=f'{kwargs["model_name"]} has no classifier'):
         FeatureHook(timm.create_model(**kwargs))

@@ -92,9 +92,8 @@ def parse_args(
         The arguments, and their YAML text for `args.yaml`.
     """
     config_args, remaining = config_parser.parse_known_args(argv)
-    if config_args.config:
-        parser.set_defaults(**_load_config(parser, config_args.config))
-    args = parser.parse_args(remaining)
+    config = _load_config(parser, config_args.config) if config_args.config else {}
+    args = parser.parse_args(remaining, namespace=argparse.Namespace(**config))
     args.config = config_args.config
     with usage_errors(parser):
         check_args(args)

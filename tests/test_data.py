@@ -1,0 +1,226 @@
+import tarfile
+
+import numpy as np
+import pytest
+import timm.data
+import torch
+from PIL import Image
+from timm.data import create_transform
+from torch.utils.data import Subset
+from torchvision import datasets as tv
+
+from timm_synermix import create_synermix_loader, dataset_targets
+from timm_synermix.datasets import check_classes, create_dataset
+
+MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
+
+
+def load(root, **kwargs):
+    dataset = create_dataset('', root=str(root), split='train')
+    kwargs = {**dict(num_workers=0, device=torch.device('cpu'), mean=MEAN, std=STD), **kwargs}
+    return dataset, create_synermix_loader(dataset, (3, 16, 16), 8, **kwargs)
+
+
+def batch_and_indices(loader):
+    indices = next(iter(loader.batch_sampler))
+    return next(iter(loader)), indices
+
+
+@pytest.mark.parametrize('use_prefetcher', [True, False])
+def test_clean_view_is_the_evaluation_transform(image_folder, use_prefetcher):
+    dataset, loader = load(image_folder, use_prefetcher=use_prefetcher, crop_pct=0.8, clean_interpolation='bicubic')
+    (x, y), indices = batch_and_indices(loader)
+    evaluation = create_transform((3, 16, 16), interpolation='bicubic', crop_pct=0.8, mean=MEAN, std=STD)
+    for i, index in enumerate(indices):
+        file, target = dataset.reader[index]
+        expected = evaluation(Image.open(file).convert('RGB'))
+        torch.testing.assert_close(x[i], expected, atol=1e-5, rtol=1e-5)
+        assert y[i] == target
+    assert x.shape == (2 * len(y), 3, 16, 16)
+    assert not torch.equal(x[: len(y)], x[len(y) :])
+
+
+def test_augmented_view_is_the_training_transform(image_folder):
+    """Without augmentation timm's training transform is a plain resize, which both views can be held against."""
+    dataset, loader = load(image_folder, no_aug=True, interpolation='bilinear', crop_pct=0.5, re_prob=1.0)
+    (x, y), indices = batch_and_indices(loader)
+    training = create_transform(
+        (3, 16, 16), is_training=True, no_aug=True, interpolation='bilinear', mean=MEAN, std=STD
+    )
+    for i, index in enumerate(indices):
+        expected = training(Image.open(dataset.reader[index][0]).convert('RGB'))
+        torch.testing.assert_close(x[len(y) + i], expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize('use_prefetcher', [True, False])
+def test_random_erasing_and_augmentation_leave_the_clean_view_alone(image_folder, use_prefetcher):
+    common = dict(use_prefetcher=use_prefetcher, crop_pct=1.0)
+    _, plain = load(image_folder, **common)
+    _, strong = load(image_folder, re_prob=1.0, re_mode='const', auto_augment='rand-m9', color_jitter=0.9, **common)
+    (x, y), (erased, _) = next(iter(plain)), next(iter(strong))
+    n = len(y)
+    assert torch.equal(x[:n], erased[:n])
+    assert not torch.equal(x[n:], erased[n:])
+    black = (erased == 0).all(1).flatten(1).any(1)  # erased pixels are 0 in all channels after normalisation
+    assert black[n:].all()
+    assert not black[:n].any()
+
+
+def test_one_decode_per_image(image_folder, monkeypatch):
+    dataset, loader = load(image_folder)
+    opened = []
+    original = type(dataset.reader).__getitem__
+    monkeypatch.setattr(type(dataset.reader), '__getitem__', lambda self, i: opened.append(i) or original(self, i))
+    images = sum(len(target) for _, target in loader)
+    assert len(opened) == images
+
+
+def test_workers_and_prefetcher_do_not_change_the_clean_images(image_folder):
+    reference = [(x[: len(y)], y) for x, y in load(image_folder)[1]]
+    for kwargs in (dict(num_workers=2), dict(use_prefetcher=False), dict(use_multi_epochs_loader=True)):
+        for (x, y), (clean, target) in zip(load(image_folder, **kwargs)[1], reference, strict=True):
+            assert torch.equal(y, target)
+            torch.testing.assert_close(x[: len(y)], clean, atol=1e-5, rtol=1e-5)
+
+
+def test_every_class_twice_in_a_batch(image_folder):
+    _, loader = load(image_folder, singletons='supplement')
+    for _, y in loader:
+        counts = y.bincount(minlength=4)
+        assert (counts[:3][counts[:3] > 0] >= 2).all()  # the fourth class has one image
+    _, loader = load(image_folder, singletons='keep')
+    assert sum(len(y) for _, y in loader) == 20  # 19 images, made even
+
+
+def test_repeated_augmentation(image_folder):
+    _, loader = load(image_folder, num_aug_repeats=3)
+    indices = sum(list(loader.batch_sampler), [])
+    assert len(set(indices)) < len(indices) - 8  # an epoch of 19 draws from a third of the images, three times each
+    assert len(loader) == 3
+
+
+def test_epochs_differ_and_timm_can_set_them(image_folder):
+    dataset, loader = load(image_folder)
+    first = list(loader.batch_sampler)
+    dataset.set_epoch(1)
+    assert list(loader.batch_sampler) != first
+    dataset.set_epoch(0)
+    assert list(loader.batch_sampler) == first
+
+
+@pytest.mark.parametrize(
+    ('kwargs', 'message'),
+    [(dict(singletons='drop'), "singletons must be 'supplement' or 'keep', got 'drop'"), (dict(scael=1), 'scael')],
+)
+def test_bad_arguments(image_folder, kwargs, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        load(image_folder, **kwargs)
+
+
+def test_batch_size_of_one(image_folder):
+    with pytest.raises(ValueError, match='batch_size must be at least 2'):
+        create_synermix_loader(create_dataset('', root=str(image_folder), split='train'), 16, 1)
+
+
+# Labels without opening images
+
+
+def read_targets(dataset):
+    return [dataset[i][1] for i in range(len(dataset))]
+
+
+def test_targets_of_a_folder_and_a_subset(image_folder):
+    dataset = create_dataset('', root=str(image_folder), split='train')
+    assert dataset_targets(dataset).tolist() == read_targets(dataset) == [0] * 7 + [1] * 6 + [2] * 5 + [3]
+    subset = Subset(dataset, [18, 0, 8])
+    assert dataset_targets(subset).tolist() == [3, 0, 1]
+    dataset.target_transform = lambda target: 10 * target
+    assert dataset_targets(dataset).tolist() == read_targets(dataset)
+
+
+def test_targets_of_a_tar(image_folder, tmp_path):
+    with tarfile.open(tmp_path / 'train.tar', 'w') as file:
+        file.add(image_folder / 'train', arcname='.')
+    dataset = create_dataset('', root=str(tmp_path / 'train.tar'))
+    assert sorted(dataset_targets(dataset)) == [0] * 7 + [1] * 6 + [2] * 5 + [3]
+    assert dataset_targets(dataset).tolist() == read_targets(dataset)
+
+
+def test_targets_of_torchvision(image_folder):
+    dataset = create_dataset('torch/image_folder', root=str(image_folder), split='train')
+    assert isinstance(dataset, tv.ImageFolder)
+    assert dataset_targets(dataset).tolist() == read_targets(dataset)
+    loader = create_synermix_loader(dataset, 16, 8, num_workers=0, device=torch.device('cpu'))
+    x, y = next(iter(loader))
+    assert len(x) == 2 * len(y)
+
+
+@pytest.mark.filterwarnings('ignore::DeprecationWarning')
+def test_targets_of_a_hugging_face_data_set(image_folder, tmp_path):
+    pytest.importorskip('datasets', reason='needs the package datasets')
+    dataset = timm.data.create_dataset(f'hfds/{image_folder}', root=str(tmp_path), split='train')
+    assert sorted(dataset_targets(dataset)) == [0] * 7 + [1] * 6 + [2] * 5 + [3]
+    assert dataset_targets(dataset).tolist() == read_targets(dataset)
+
+
+def test_a_streaming_data_set_keeps_lone_classes_and_says_so(image_folder, tmp_path, caplog):
+    pytest.importorskip('webdataset', reason='needs the package webdataset')
+    files = sorted((image_folder / 'train').rglob('*.png'))
+    with tarfile.open(tmp_path / 'train-0000.tar', 'w') as file:
+        for i, path in enumerate(files):
+            (tmp_path / 'cls').write_text(str(i % 4))
+            file.add(path, arcname=f'{i:04}.png')
+            file.add(tmp_path / 'cls', arcname=f'{i:04}.cls')
+    dataset = timm.data.create_dataset(
+        'wds/local', root=str(tmp_path), split='train-0000.tar', is_training=True, batch_size=4, num_samples=19
+    )
+    assert dataset_targets(dataset) is None
+    loader = create_synermix_loader(dataset, 16, 4, num_workers=0, device=torch.device('cpu'))
+    assert 'is not supplemented' in caplog.text
+    for x, y in loader:
+        assert len(x) == 2 * len(y) == 8
+
+
+# Digits and checks
+
+
+def test_digits():
+    train, validation = (create_dataset('sklearn/digits', split=s, input_img_mode='L') for s in ('train', 'validation'))
+    assert (len(train), len(validation)) == (1347, 450)
+    assert np.bincount(dataset_targets(validation)).tolist() == [45, 46, 44, 46, 45, 46, 45, 45, 43, 45]
+    image, target = train[0]
+    assert (image.size, image.mode) == ((8, 8), 'L')
+    assert read_targets(validation) == dataset_targets(validation).tolist()
+    everything = sorted(np.asarray(d[i][0]).tobytes() for d in (train, validation) for i in range(len(d)))
+    from sklearn.datasets import load_digits
+
+    assert everything == sorted(np.round(x * 255 / 16).astype(np.uint8).tobytes() for x in load_digits().images)
+
+
+@pytest.mark.parametrize(
+    ('name', 'root', 'message'),
+    [
+        ('', None, '--data-dir must name the folder'),
+        ('', '/nowhere/at/all', "--data-dir must be a folder or tar file that exists, got '/nowhere/at/all'"),
+        ('', '{empty}', '--data-dir: there are no images'),
+        ('sklearn/faces', None, "there is only 'sklearn/digits'"),
+    ],
+)
+def test_data_that_is_not_there(tmp_path, name, root, message):
+    with pytest.raises(ValueError, match=message):
+        create_dataset(name, root=root and root.format(empty=tmp_path), split='train')
+
+
+def test_unknown_split_of_digits():
+    with pytest.raises(ValueError, match="split of sklearn/digits must be 'train' or 'validation', got 'tset'"):
+        create_dataset('sklearn/digits', split='tset')
+
+
+def test_too_few_or_too_many_classes(image_folder):
+    dataset = create_dataset('', root=str(image_folder), split='train')
+    check_classes(dataset, 4)
+    with pytest.raises(ValueError, match='--num-classes must cover all 4 classes of the training set, got 3'):
+        check_classes(dataset, 3)
+    one = create_dataset('', root=str(image_folder / 'train' / 'a'))
+    with pytest.raises(ValueError, match='at least two classes, got one'):
+        check_classes(one, 4)
