@@ -184,7 +184,8 @@ def build_model(args: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     """The model on its device, and the data configuration that fits it.
 
     Raises:
-        ValueError: The model is unknown, a weights file is missing, or the model cannot take the input asked for.
+        ValueError: The model is unknown or has no classifier, a file of weights is missing, or the model cannot take the
+            input asked for.
     """
     set_fast_norm(args.fast_norm)
     if args.fuser:
@@ -226,6 +227,8 @@ def build_model(args: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
         close = difflib.get_close_matches(args.model, timm.list_models())
         hint = f'; did you mean {", ".join(close)}?' if close else ''
         raise ValueError(f"--model must be a timm model, got '{args.model}'{hint}") from error
+    if model.num_classes < 1:
+        raise ValueError(f'--model {args.model} has no classifier: encoder-only models and --num-classes 0 have none')
     if args.head_init_scale is not None or args.head_init_bias is not None:
         init_head(model.get_classifier(), args.head_init_scale, args.head_init_bias)
     if args.grad_checkpointing:

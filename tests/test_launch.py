@@ -1,0 +1,96 @@
+"""train.py under the launchers people use, in processes of its own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, SMALL
+
+TORCHRUN = ['-m', 'torch.distributed.run', '--nproc_per_node', '2', '--master_port', '0', '--standalone']
+# Runs train.py and has every rank write its weights and what its evaluation counted.
+SPY = """
+import sys, torch, torch.distributed as dist, train
+original = train.evaluate_task
+def evaluate_task(accelerator, task, loader, args):
+    metrics = original(accelerator, task, loader, args)
+    state = {'weights': task.get_checkpoint_state()['state_dict'], 'metrics': metrics, 'steps': steps}
+    torch.save(state, f'{sys.argv[sys.argv.index("--output") + 1]}/rank{args.rank}.pt')
+    return metrics
+train.evaluate_task = evaluate_task
+steps, update = 0, train.LossMeter.update
+def count(self, *args):
+    global steps
+    steps += 1
+    update(self, *args)
+train.LossMeter.update = count
+train.main()
+"""
+
+
+def launch(command, timeout=180, **env):
+    env = {**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1', **env}
+    return subprocess.run(
+        [sys.executable, *map(str, command)], cwd=ROOT, env=env, capture_output=True, text=True, timeout=timeout
+    )
+
+
+def flags(image_folder, output):
+    return [
+        *SMALL, '--data-dir', image_folder, '--num-classes', '4', '--output', output, '--experiment', 'run',
+        '--val-split', 'train', '--synermix',
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    'extra', [['--mixup', '0.5', '--model-ema'], ['--grad-accum-steps', '2', '--synermix-forward', 'fused']]
+)
+def test_two_processes_train_one_model(image_folder, tmp_path, extra):
+    (tmp_path / 'spy.py').write_text(SPY)
+    process = launch([*TORCHRUN, tmp_path / 'spy.py', *flags(image_folder, tmp_path), *extra, '-b', '4'])
+    assert process.returncode == 0, process.stderr[-3000:]
+    assert process.stdout.count('--result') == 1
+    ranks = [torch.load(tmp_path / f'rank{rank}.pt', weights_only=False) for rank in (0, 1)]
+    assert ranks[0]['steps'] == ranks[1]['steps'] == 3  # 10 images of 19 on each rank, in batches of 4
+    for name, value in ranks[0]['weights'].items():
+        assert torch.equal(value, ranks[1]['weights'][name]), name  # BatchNorm statistics are averaged too
+    assert ranks[0]['metrics'] == ranks[1]['metrics']
+    correct = ranks[0]['metrics']['top1'] * 19 / 100
+    assert correct == pytest.approx(round(correct), abs=1e-6)  # 19 images are counted, the sampler's 20th is not
+    assert {path.name for path in (tmp_path / 'run').iterdir()} >= {'summary.csv', 'last.pth.tar'}
+
+
+def test_accelerate_launch_and_its_configuration(image_folder, tmp_path):
+    config = tmp_path / 'accelerate.yaml'
+    config.write_text(
+        'compute_environment: LOCAL_MACHINE\ndistributed_type: "NO"\nuse_cpu: true\nmixed_precision: bf16\n'
+    )
+    run = flags(image_folder, tmp_path)
+    run.remove('--device'), run.remove('cpu')  # the launcher says so
+    process = launch(['-m', 'accelerate.commands.launch', '--config_file', config, ROOT / 'train.py', *run])
+    assert process.returncode == 0, process.stderr[-3000:]
+    assert json.loads(process.stdout.rpartition('--result\n')[2])[0]['train']['intra_loss'] > 0
+
+
+def test_python_alone_and_ctrl_c(image_folder, tmp_path):
+    """A person stops a run in the middle of an epoch."""
+    import signal
+    import time
+
+    command = [sys.executable, ROOT / 'train.py', *flags(image_folder, tmp_path), '--epochs', '10000']
+    with (tmp_path / 'log').open('w') as log:
+        process = subprocess.Popen(list(map(str, command)), stdout=log, stderr=log)
+        try:
+            deadline = time.time() + 120
+            while not (tmp_path / 'run' / 'last.pth.tar').exists() and time.time() < deadline:
+                time.sleep(0.2)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(timeout=60) == 130
+        finally:
+            process.kill()
+    text = Path(tmp_path / 'log').read_text()
+    assert 'Interrupted. Continue' in text
+    assert 'Traceback' not in text

@@ -1,0 +1,403 @@
+"""train.py as a user runs it, on a few images."""
+
+import sys
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file
+from timm.task import ClassificationTask, resume_task_checkpoint
+from torch import nn
+
+import train
+
+FILES = {
+    'args.yaml',
+    'summary.csv',
+    'last.pth.tar',
+    'model_best.pth.tar',
+    'model_best.safetensors',
+    'checkpoint-0.pth.tar',
+}
+TIMM_COLUMNS = ['epoch', 'train_loss', 'eval_loss', 'eval_top1', 'eval_top5', 'lr']
+
+
+def assert_same_weights(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+@pytest.mark.parametrize(
+    'flags',
+    [
+        [],
+        ['--mixup', '0.5'],
+        ['--synermix'],
+        ['--synermix', '--mixup', '0.5', '--cutmix', '1.0', '--mixup-mode', 'elem'],
+    ],
+    ids=lambda flags: ' '.join(flags[:2]) or 'plain',
+)
+def test_files_and_result_are_timm_s(run_train, flags):
+    run = run_train(*flags)
+    assert {path.name for path in run.folder.iterdir()} == FILES
+    (row,) = run.summary()
+    extra = ['train_intra_loss', 'train_inter_loss'] if '--synermix' in flags else []
+    assert list(row) == TIMM_COLUMNS + extra
+    (result,) = run.results
+    assert result['epoch'] == 0
+    assert result['validation']['top1'] == row['eval_top1']
+    assert result['train']['loss'] == row['train_loss']
+    if extra:
+        beta = 0.1 if '--mixup' in flags else 0.5
+        expected = beta * row['train_intra_loss'] + (1 - beta) * row['train_inter_loss']
+        assert row['train_loss'] == pytest.approx(expected, rel=1e-5)
+
+
+def test_checkpoints_load_in_timm(run_train):
+    run = run_train('--synermix', '--model-ema', '--model-ema-decay', '0.5')
+    state = run.checkpoint()
+    assert not all(torch.equal(state['state_dict'][n], state['state_dict_ema'][n]) for n in state['state_dict'])
+    create = dict(model_name='test_efficientnet', num_classes=4)
+    model = timm.create_model(checkpoint_path=str(run.folder / 'model_best.pth.tar'), **create)
+    assert_same_weights(model.state_dict(), state['state_dict_ema'])  # timm prefers the average
+    best = timm.create_model(checkpoint_path=str(run.folder / 'model_best.safetensors'), **create)
+    assert_same_weights(best.state_dict(), model.state_dict())
+    assert load_file(run.folder / 'model_best.safetensors').keys() == state['state_dict'].keys()
+
+    task = ClassificationTask(model, verbose=False)
+    optimizer = timm.optim.create_optimizer_v2(model, opt='sgd', lr=0.1, weight_decay=2e-5, momentum=0.9)
+    assert resume_task_checkpoint(task, str(run.folder / 'last.pth.tar'), optimizer) == 1
+    assert_same_weights(model.state_dict(), state['state_dict'])
+
+
+def test_accuracy_is_that_of_timm_s_evaluation(run_train, image_folder):
+    run = run_train('--synermix')
+    model = timm.create_model('test_efficientnet', num_classes=4, checkpoint_path=str(run.folder / 'last.pth.tar'))
+    config = timm.data.resolve_data_config(dict(img_size=32), model=model)
+    dataset = timm.data.create_dataset(
+        '', root=str(image_folder), split='validation', transform=timm.data.create_transform(**config)
+    )
+    model.eval()
+    with torch.no_grad():
+        predicted = [model(image[None]).argmax().item() == target for image, target in dataset]
+    assert run.results[0]['validation']['top1'] == pytest.approx(100 * sum(predicted) / len(predicted))
+
+
+WORK_WITH_SYNERMIX = [
+    ['--no-aug'],
+    ['--no-prefetcher', '--reprob', '0.5'],
+    ['--aug-repeats', '3'],
+    ['--epoch-repeats', '2'],
+    ['--train-num-samples', '10'],
+    ['--in-chans', '1'],
+    ['--val-split', ''],
+    ['--aa', 'rand-m9-mstd0.5', '--reprob', '0.3', '--color-jitter', '0.4'],
+    ['--synermix-forward', 'fused'],
+    ['--synermix-singletons', 'keep'],
+    ['--synermix-num-mixed', '2'],
+    ['--synermix-beta', '0'],
+    ['--synermix-beta', '1'],
+    ['--loss', 'bce', '--mixup', '0.2'],
+    ['--bce-loss', '--bce-target-thresh', '0.2', '--cutmix', '1.0', '--mixup', '0.1'],
+    ['--loss', 'poly'],
+    ['--smoothing', '0'],
+    ['--mixup', '0.2', '--mixup-mode', 'half'],
+    ['--cutmix-minmax', '0.2', '0.6', '--mixup-mode', 'pair'],
+    ['--amp', '--amp-dtype', 'bfloat16'],
+    ['--model-dtype', 'bfloat16'],
+    ['--channels-last'],
+    ['--clip-grad', '1.0'],
+    ['--clip-grad', '0.1', '--clip-mode', 'value'],
+    ['--clip-grad', '0.1', '--clip-mode', 'agc'],
+    ['--opt', 'adamw', '--layer-decay', '0.7', '--lr', '1e-3'],
+    ['--opt', 'adahessian', '--lr', '1e-3'],
+    ['--opt', 'lookahead_sgd', '--lr', '1e-3'],
+    ['--sched', 'wsd', '--decay-epochs', '1', '--lr-decay-fn', 'linear', '--warmup-epochs', '0'],
+    ['--sched', 'plateau'],
+    ['--sched', 'none'],
+    ['--sched-on-updates'],
+    ['--grad-accum-steps', '2'],
+    ['--model-ema', '--model-ema-force-cpu'],
+    ['--model-ema', '--model-ema-warmup'],
+    ['--save-images'],
+    ['--tta', '1', '--eval-metric', 'loss'],
+    ['--use-multi-epochs-loader'],
+    ['--recovery-interval', '1'],
+    ['--drop', '0.2', '--drop-path', '0.1', '--head-init-scale', '0.1', '--head-init-bias', '-2'],
+    ['--grad-checkpointing'],
+    ['--lr-base-scale', 'sqrt', '--checkpoint-hist', '1'],
+    ['--synchronize-step', '--pin-mem'],
+]
+
+
+@pytest.mark.filterwarnings('ignore:Using backward\\(\\) with create_graph:UserWarning')  # adahessian asks for it
+@pytest.mark.filterwarnings('ignore:PlateauLRScheduler is deprecated:FutureWarning')
+@pytest.mark.filterwarnings('ignore:.*pin_memory.*:UserWarning')
+@pytest.mark.parametrize('flags', WORK_WITH_SYNERMIX, ids=' '.join)
+def test_flags_that_work_with_synermix(run_train, flags):
+    run = run_train('--synermix', *flags)
+    (row,) = run.summary()
+    assert 0 < row['train_loss'] < 10
+    beta = flags[1] if flags[0] == '--synermix-beta' else None
+    assert ('train_intra_loss' in row) == (beta != '0')
+    assert ('train_inter_loss' in row) == (beta != '1')
+
+
+def test_timm_flags_without_synermix(run_train):
+    for i, flags in enumerate(
+        [
+            ['--train-img-sizes', '32', '48', '--train-batch-sizes', '8', '4', '--variable-batch-loss-scale', 'sqrt'],
+            ['--aug-splits', '2', '--jsd-loss', '--split-bn', '--resplit', '--reprob', '0.5', '--aa', 'rand-m9'],
+            ['--mixup', '1.0', '--no-prefetcher'],
+            ['--mixup', '1.0', '--mixup-mode', 'half'],
+        ]
+    ):
+        run = run_train(*flags, experiment=str(i))
+        assert list(run.summary()[0]) == TIMM_COLUMNS
+
+
+@pytest.mark.parametrize('kind', ['logit', 'feature'])
+def test_distillation(run_train, monkeypatch, kind):
+    """The teacher's weights would come from a hub: a random teacher stands in."""
+    create = timm.task.distillation.create_model
+    monkeypatch.setattr(
+        'timm.task.distillation.create_model', lambda *a, **kwargs: create(*a, **{**kwargs, 'pretrained': False})
+    )
+    run = run_train('--kd-model-name', 'test_resnet', '--kd-distill-type', kind, '--model-ema')
+    (row,) = run.summary()
+    assert {'train_task_loss', 'train_kd_loss'} <= row.keys()
+    assert set(run.checkpoint()['state_dict']) == set(timm.create_model('test_efficientnet').state_dict())
+
+
+@pytest.mark.filterwarnings('ignore::DeprecationWarning')
+def test_multilabel(run_train, tmp_path):
+    pytest.importorskip('datasets', reason='needs the package datasets')
+    import json
+
+    from conftest import make_image_folder
+
+    root = make_image_folder(tmp_path / 'images', {'train': {'': 12}, 'validation': {'': 4}})
+    for split, count in (('train', 12), ('validation', 4)):
+        rows = [dict(file_name=f'{i}.png', labels=[i % 3, 3] if i % 2 else [i % 3]) for i in range(count)]
+        (root / split / 'metadata.jsonl').write_text('\n'.join(map(json.dumps, rows)))
+    data = ('--dataset', f'hfds/{root}', '--data-dir', str(tmp_path / 'cache'), '--target-key', 'labels')
+    for flags in ([], ['--mixup', '0.5'], ['--mixup', '0.5', '--no-prefetcher']):
+        run = run_train('--task', 'multilabel', '--num-classes', '4', *flags, data=data)
+        assert {'eval_map', 'eval_macro_f1'} <= run.summary()[0].keys()
+
+
+@pytest.mark.parametrize('synermix', [[], ['--synermix', '--mixup', '0.5']], ids=['plain', 'synermix'])
+def test_gradient_accumulation_weighs_every_window_alike(run_train, synermix):
+    """3 batches in windows of 2 are 2 updates; with --opt-kwargs untouched SGD both windows move the weights."""
+    run = run_train('--grad-accum-steps', '2', '--sched', 'none', '--lr', '0.1', *synermix)
+    step = run.checkpoint()['optimizer']['state']
+    assert all(state['momentum_buffer'].isfinite().all() for state in step.values())
+    assert len(run.summary()) == 1
+
+
+def test_accumulated_gradients_are_the_mean_over_batches():
+    """train_one_epoch against a hand-written loop, for a last window that is shorter."""
+    torch.manual_seed(0)
+    batches = [(torch.randn(4, 3), torch.tensor([0, 1, 0, 1])) for _ in range(5)]
+    model = nn.Linear(3, 2)
+    reference = nn.Linear(3, 2)
+    reference.load_state_dict(model.state_dict())
+    args = train.parser.parse_args(['--device', 'cpu', '--grad-accum-steps', '2'])
+    accelerator = train.create_accelerator(args)
+    task = ClassificationTask(model, verbose=False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    metrics = train.train_one_epoch(
+        0, accelerator, task, batches, accelerator.prepare_optimizer(optimizer), args, None, None, None
+    )
+
+    sgd = torch.optim.SGD(reference.parameters(), lr=0.5)
+    losses = []
+    for window in (batches[:2], batches[2:4], batches[4:]):
+        sgd.zero_grad()
+        each = [nn.functional.cross_entropy(reference(x), y) for x, y in window]
+        losses += [loss.item() for loss in each]
+        torch.stack(each).mean().backward()
+        sgd.step()
+    torch.testing.assert_close(model.weight, reference.weight)
+    assert metrics['loss'] == pytest.approx(sum(losses) / 5)
+
+
+# Schedule, resume and stop
+
+
+@pytest.mark.parametrize('flags', [[], ['--synermix', '--mixup', '0.5']], ids=['plain', 'synermix'])
+def test_stop_and_resume_auto(run_train, flags):
+    whole = run_train('--epochs', '3', *flags, experiment='whole')
+    flags = ('--epochs', '3', '--resume', 'auto', *flags)
+    stopped = run_train('--stop-epoch', '1', *flags)  # no checkpoint yet: a fresh start
+    assert [row['epoch'] for row in stopped.summary()] == [0]
+    resumed = run_train(*flags)
+    assert [row['epoch'] for row in resumed.summary()] == [0, 1, 2]
+    assert [row['lr'] for row in resumed.summary()] == [row['lr'] for row in whole.summary()]
+    assert {path.name for path in resumed.folder.iterdir()} == {path.name for path in whole.folder.iterdir()}
+    best = max(resumed.summary(), key=lambda row: row['eval_top1'])['eval_top1']
+    assert resumed.checkpoint('model_best')['metric'] == best
+    assert 'resume: auto' in (resumed.folder / 'args.yaml').read_text()
+    finished = (resumed.folder / 'summary.csv').read_text()
+    assert run_train(*flags).results == []  # nothing is left to do
+    assert (resumed.folder / 'summary.csv').read_text() == finished
+
+
+def test_resume_a_file_into_another_folder(run_train):
+    first = run_train('--synermix', '--model-ema')
+    second = run_train(
+        '--synermix',
+        '--model-ema',
+        '--epochs',
+        '2',
+        '--resume',
+        str(first.folder / 'last.pth.tar'),
+        experiment='second',
+    )
+    assert [row['epoch'] for row in second.summary()] == [1]
+    assert len(first.summary()) == 1
+
+
+def test_a_fresh_run_starts_the_summary_anew(run_train):
+    run_train('--epochs', '2')
+    assert [row['epoch'] for row in run_train().summary()] == [0]
+
+
+def test_milestones_and_evaluation_interval(run_train):
+    run = run_train('--epochs', '5', '--val-interval', '2', '--save-epochs', '1', '--stop-epoch', '3')
+    assert [row['epoch'] for row in run.summary()] == [0, 1, 2]  # milestone, interval, stop
+    assert (run.folder / 'milestone-1.pth.tar').exists()
+    assert run.checkpoint('milestone-1')['epoch'] == 0
+
+
+def test_synermix_and_mixup_can_be_turned_off(run_train, monkeypatch):
+    shapes = []
+    original = train.SynerMixTask.forward if hasattr(train, 'SynerMixTask') else None
+    from timm_synermix import SynerMixTask
+
+    original = SynerMixTask.forward
+
+    def forward(self, input, target):
+        shapes.append((len(input) // len(target), self.mixup_fn.mixup_enabled))
+        return original(self, input, target)
+
+    monkeypatch.setattr(SynerMixTask, 'forward', forward)
+    flags = ['--synermix', '--mixup', '1', '--epochs', '3', '--synermix-off-epoch', '1', '--mixup-off-epoch', '2']
+    run = run_train(*flags)
+    assert list(dict.fromkeys(shapes)) == [(2, True), (1, True), (1, False)]
+    header, *rows = (run.folder / 'summary.csv').read_text().split()
+    assert header.endswith('lr,train_intra_loss,train_inter_loss')
+    assert [row.split(',')[6] == '' for row in rows] == [False, True, True]
+
+
+def test_the_same_seed_gives_the_same_run(run_train):
+    flags = ['--synermix', '--mixup', '0.5', '--epochs', '2', '--reprob', '0.5']
+    a, b = run_train(*flags, experiment='a'), run_train(*flags, experiment='b')
+    assert_same_weights(a.checkpoint()['state_dict'], b.checkpoint()['state_dict'])
+    c = run_train(*flags, '--seed', '7', experiment='c')
+    assert a.summary() == b.summary() != c.summary()
+
+
+# Models
+
+
+def test_a_caller_can_bring_its_own_model(run_train, monkeypatch):
+    class Own(nn.Module):
+        num_classes = 4
+        pretrained_cfg: dict = {}
+
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, 4))
+
+        def forward(self, x):
+            return self.body(x)
+
+    monkeypatch.setattr(train, 'create_model', lambda name, **kwargs: Own())
+    run = run_train('--model', 'my_own')
+    assert set(run.checkpoint()['state_dict']) == {'body.2.weight', 'body.2.bias'}
+
+
+def test_image_size_reaches_models_of_fixed_size(run_train):
+    run = run_train('--model', 'test_vit', '--synermix')
+    assert run.checkpoint()['state_dict']['pos_embed'].shape[1] == 1 + (32 // 16) ** 2
+
+
+@pytest.mark.parametrize('suffix', ['pth', 'safetensors'])
+def test_initial_weights_from_a_file(run_train, tmp_path, suffix):
+    from safetensors.torch import save_file
+
+    state = timm.create_model('test_efficientnet', num_classes=4).state_dict()
+    path = tmp_path / f'weights.{suffix}'
+    save_file(state, path) if suffix == 'safetensors' else torch.save(state, path)
+    for flag in ('--initial-checkpoint', '--pretrained-path'):
+        run = run_train('--synermix', flag, str(path), '--lr', '0', '--warmup-epochs', '0', '--weight-decay', '0')
+        trained = run.checkpoint()['state_dict']
+        assert torch.equal(trained['conv_stem.weight'], state['conv_stem.weight'])
+
+
+def test_compile(run_train):
+    run = run_train('--synermix', '--mixup', '0.5', '--torchcompile', 'eager', '--model-ema')
+    assert set(run.checkpoint()['state_dict']) == set(timm.create_model('test_efficientnet').state_dict())
+
+
+# Bad input: exit code 2, one line, nothing written
+
+BAD = {
+    '--data-dir /nowhere': (['--data-dir', '/nowhere'], '--data-dir must be a folder'),
+    'one class': (['--data-dir', '{root}/train/a'], 'at least two classes'),
+    'classes': (['--num-classes', '3'], '--num-classes must cover all 4 classes of the training set, got 3'),
+    'model': (['--model', 'resnet81'], "--model must be a timm model, got 'resnet81'; did you mean"),
+    'no classifier': (['--num-classes', '0'], '--model test_efficientnet has no classifier'),
+    'encoder': (['--model', 'mobilenetv5_300m_enc'], '--model mobilenetv5_300m_enc has no classifier'),
+    'cuda': (['--device', 'cuda'], '--device cuda: there is no CUDA device here'),
+    'float16': (['--amp'], '--amp-dtype float16 needs a GPU'),
+    'resume': (['--resume', '/nowhere.pth.tar'], '--resume must be a checkpoint file'),
+    'weights': (['--initial-checkpoint', '/nowhere.pth'], '--initial-checkpoint must be a file of weights'),
+    'stop': (['--stop-epoch', '9'], '--stop-epoch must be at most the 1 epochs'),
+    'loss': (['--loss', 'asl', '--mixup', '1'], 'does not support Mixup'),
+    'loss name': (['--loss', 'mse'], "Unknown loss type 'mse'"),
+    'sched': (['--sched', 'linear'], "Unknown scheduler 'linear'"),
+    'eval metric': (['--eval-metric', 'f1'], '--eval-metric must be one of loss, top1, top5, got f1'),
+    'channels': (['--in-chans', '1', '--input-size', '3', '32', '32'], 'Conflicting input channel counts'),
+}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='asks for a GPU that must not be there')
+@pytest.mark.parametrize('name', BAD)
+def test_bad_input(run_train, image_folder, tmp_path, capsys, name):
+    flags, message = BAD[name]
+    with pytest.raises(SystemExit) as error:
+        run_train('--synermix', *(flag.format(root=image_folder) for flag in flags))
+    assert error.value.code == 2
+    text = capsys.readouterr().err
+    assert message in text
+    assert '.py: error: ' in text.strip().splitlines()[-1]
+    assert not (tmp_path / 'run').exists()
+
+
+def test_ctrl_c_says_how_to_continue(run_train, tmp_path, monkeypatch, caplog):
+    original = train.train_one_epoch
+
+    def interrupted(epoch, *args):
+        if epoch == 1:
+            raise KeyboardInterrupt
+        return original(epoch, *args)
+
+    monkeypatch.setattr(train, 'train_one_epoch', interrupted)
+    with pytest.raises(SystemExit) as error:
+        run_train('--epochs', '3')
+    assert error.value.code == 130
+    assert f'--resume {tmp_path}/run/last.pth.tar' in caplog.text
+
+
+def test_wandb_offline(run_train, tmp_path):
+    run = run_train('--synermix', '--log-wandb', '--wandb-project', 'test', '--wandb-tags', 'a')
+    assert list((run.folder / 'wandb').glob('offline-run-*/run-*.wandb'))
+
+
+def test_progress_bar_for_a_person(run_train, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, 'isatty', lambda: True, raising=False)
+    run = run_train('--synermix', '--epochs', '1')
+    assert run.results
