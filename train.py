@@ -184,8 +184,8 @@ def build_model(args: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     """The model on its device, and the data configuration that fits it.
 
     Raises:
-        ValueError: The model is unknown or has no classifier, a file of weights is missing, or the model cannot take the
-            input asked for.
+        ValueError: The model is unknown or has no classifier, a file of weights is missing, or the model cannot take
+            the input asked for.
     """
     set_fast_norm(args.fast_norm)
     if args.fuser:

@@ -12,12 +12,14 @@ import time
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 import safetensors.torch
 import yaml
 from sklearn.decomposition import PCA
 
 matplotlib.use('Agg')  # draws to a file, on a machine without a screen too
 import matplotlib.pyplot as plt
+from matplotlib.patheffects import withStroke
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / 'hparams' / 'digits.yaml'
@@ -77,19 +79,21 @@ def print_table(results: dict[str, dict]) -> None:
 
 
 def draw(features: dict[str, dict], results: dict[str, dict], path: Path) -> None:
-    """The first two principal components of each run's features, a colour per class."""
+    """Each run's features in the plane in which its class means spread most, a colour per class."""
     figure, axes = plt.subplots(1, len(features), figsize=(4.6 * len(features), 4.8), layout='constrained')
     for axis, (method, data) in zip(axes, features.items(), strict=True):
-        points = PCA(2).fit_transform(data['features'].numpy())
-        targets = data['targets'].numpy()
+        points, targets = data['features'].numpy(), data['targets'].numpy()
+        means = np.stack([points[targets == digit].mean(0) for digit in range(10)])
+        plane = PCA(2).fit(means)
         for digit in range(10):
-            chosen = points[targets == digit]
-            axis.scatter(*chosen.T, s=10, color=f'C{digit}', alpha=0.7)
-            axis.annotate(str(digit), chosen.mean(0), ha='center', va='center', weight='bold', fontsize=13)
+            axis.scatter(*plane.transform(points[targets == digit]).T, s=10, color=f'C{digit}', alpha=0.6)
+        for digit, center in enumerate(plane.transform(means)):
+            text = axis.annotate(str(digit), center, ha='center', va='center', weight='bold', fontsize=14)
+            text.set_path_effects([withStroke(linewidth=3, foreground='white')])
         ratio = results[method]['intra_class_distance'] / results[method]['inter_class_distance']
         axis.set_title(f'{method}\ntop-1 {results[method]["top1"]:.1f} %, intra/inter {ratio:.3f}')
         axis.set(xticks=[], yticks=[])
-    figure.suptitle('Features of the validation digits: first two principal components')
+    figure.suptitle('Features of the validation digits, in the plane in which the class means spread most')
     figure.savefig(path, dpi=110)
 
 

@@ -110,7 +110,13 @@ def test_epochs_differ_and_timm_can_set_them(image_folder):
 
 @pytest.mark.parametrize(
     ('kwargs', 'message'),
-    [(dict(singletons='drop'), "singletons must be 'supplement' or 'keep', got 'drop'"), (dict(scael=1), 'scael')],
+    [
+        (dict(singletons='drop'), "singletons must be 'supplement' or 'keep', got 'drop'"),
+        (dict(scael=1), 'scael'),
+        (dict(is_training=False), 'is_training must be True'),
+        (dict(num_aug_splits=2), 'num_aug_splits must be 0 .* got 2'),
+        (dict(collate_fn=timm.data.FastCollateMixup()), 'collate_fn must be None .*SynerMixTask'),
+    ],
 )
 def test_bad_arguments(image_folder, kwargs, message):
     with pytest.raises((ValueError, TypeError), match=message):
@@ -188,7 +194,7 @@ def test_digits():
     train, validation = (create_dataset('sklearn/digits', split=s, input_img_mode='L') for s in ('train', 'validation'))
     assert (len(train), len(validation)) == (1347, 450)
     assert np.bincount(dataset_targets(validation)).tolist() == [45, 46, 44, 46, 45, 46, 45, 45, 43, 45]
-    image, target = train[0]
+    image, _ = train[0]
     assert (image.size, image.mode) == ((8, 8), 'L')
     assert read_targets(validation) == dataset_targets(validation).tolist()
     everything = sorted(np.asarray(d[i][0]).tobytes() for d in (train, validation) for i in range(len(d)))

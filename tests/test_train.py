@@ -305,10 +305,10 @@ def test_the_same_seed_gives_the_same_run(run_train):
 def test_a_caller_can_bring_its_own_model(run_train, monkeypatch):
     class Own(nn.Module):
         num_classes = 4
-        pretrained_cfg: dict = {}
 
         def __init__(self):
             super().__init__()
+            self.pretrained_cfg = {}
             self.body = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, 4))
 
         def forward(self, x):

@@ -3,7 +3,8 @@
 from timm_synermix.cli import add_synermix_args, synermix_task_kwargs
 from timm_synermix.data import TwoViewTransform, create_synermix_loader, dataset_targets
 from timm_synermix.features import FeatureHook
-from timm_synermix.functional import IGNORE_INDEX, intra_class_mix, intra_class_weight, synermix_loss
+from timm_synermix.functional import IGNORE_INDEX, class_rows, intra_class_mix, intra_class_weight, synermix_loss
+from timm_synermix.mixup import create_mixup
 from timm_synermix.sampler import SupplementBatchSampler
 from timm_synermix.task import SynerMixTask
 
@@ -14,6 +15,8 @@ __all__ = [
     'SynerMixTask',
     'TwoViewTransform',
     'add_synermix_args',
+    'class_rows',
+    'create_mixup',
     'create_synermix_loader',
     'dataset_targets',
     'intra_class_mix',

@@ -20,6 +20,17 @@ from timm_synermix.sampler import SupplementBatchSampler
 
 _logger = logging.getLogger(__name__)
 
+# Arguments of timm's create_loader that have one meaning left with two views.
+_ONLY_VALUE: dict[str, Any] = dict(
+    is_training=True,
+    collate_fn=None,
+    num_aug_splits=0,
+    tf_preprocessing=False,
+    crop_border_pixels=None,
+    input_size_choices=None,
+    fp16=False,
+)
+
 
 class TwoViewTransform:
     """Turn one decoded image into its two views, `(clean, augmented)`.
@@ -99,14 +110,15 @@ def create_synermix_loader(
     persistent_workers: bool = True,
     worker_seeding: str = 'all',
     no_aug: bool = False,
+    re_split: bool = False,
     **transform_kwargs: Any,
 ) -> PrefetchLoader | DataLoader:
     """A training loader of clean and augmented views: timm's `create_loader` for SynerMix.
 
-    Takes the arguments of `timm.data.create_loader` that make sense for two views, with the same meaning, and some of
-    its own. A batch is `(input, target)`: input `[2B, C, H, W]`, the B clean views first, then the B augmented ones of
-    the same images, and target int64 `[B]`. The clean view is the evaluation transform (resize and centre crop), the
-    augmented one the training transform, both from one decode. Random erasing skips the clean views.
+    Takes the arguments of `timm.data.create_loader`, with the same meaning, and some of its own. A batch is
+    `(input, target)`: input `[2B, C, H, W]`, the B clean views first, then the B augmented ones of the same images, and
+    target int64 `[B]`. The clean view is the evaluation transform (resize and centre crop), the augmented one the
+    training transform, both from one decode. Random erasing skips the clean views.
 
     Call `loader.batch_sampler.set_epoch(epoch)` at the start of each epoch. A data set without a `set_epoch` of its own
     gets one that does so, since timm's train.py calls `dataset.set_epoch(epoch)` if there is one.
@@ -121,14 +133,21 @@ def create_synermix_loader(
         clean_interpolation: Interpolation of the clean view.
         crop_pct, crop_mode: Centre crop of the clean view.
         num_aug_repeats: Repeated augmentation, through timm's sampler.
-        transform_kwargs: Other arguments of `timm.data.create_transform`, for the augmented view.
+        re_split: Has no effect: the clean views are never erased, which is what it asks for.
+        transform_kwargs: Other arguments of `timm.data.create_transform`, for the augmented view. Those of
+            create_loader that two views leave no choice, as collate_fn or num_aug_splits, must have their default.
 
     Returns:
         PrefetchLoader with use_prefetcher, then images arrive on device and normalised; else DataLoader.
 
     Raises:
-        ValueError: singletons is unknown, or batch_size is below 2.
+        ValueError: singletons is unknown, batch_size is below 2, or an argument is not for two views.
     """
+    for name, only_value in _ONLY_VALUE.items():
+        value = transform_kwargs.pop(name, only_value)
+        if value != only_value:
+            hint = '; Mixup belongs in SynerMixTask(mixup_fn=...)' if name == 'collate_fn' else ''
+            raise ValueError(f'{name} must be {only_value} in a loader of two views, got {value}{hint}.')
     if singletons not in ('supplement', 'keep'):
         raise ValueError(f"singletons must be 'supplement' or 'keep', got {singletons!r}.")
     if batch_size < 2:

@@ -1,0 +1,90 @@
+"""The code in the documentation runs."""
+
+import argparse
+import re
+
+import pytest
+import timm
+import torch
+from conftest import ROOT
+from timm.data import resolve_data_config
+
+from timm_synermix import create_synermix_loader
+from timm_synermix.datasets import create_dataset
+
+
+def snippets(path):
+    return re.findall(r'```python\n(.*?)```', (ROOT / path).read_text(), re.DOTALL)
+
+
+@pytest.fixture
+def timm_script(image_folder):
+    """What timm's train.py has at hand where the snippets go, on a few images."""
+    parser = argparse.ArgumentParser()
+    model = timm.create_model('test_resnet', num_classes=4)
+    args = argparse.Namespace(
+        batch_size=8, reprob=0.5, scale=[0.5, 1], color_jitter=0.4, train_interpolation='random', seed=1,
+        workers=0, distributed=False, prefetcher=True, rank=0,
+    )  # fmt: skip
+    return dict(
+        parser=parser,
+        args=args,
+        model=model,
+        device=torch.device('cpu'),
+        dataset_train=create_dataset('', root=str(image_folder), split='train'),
+        data_config=resolve_data_config(dict(img_size=32), model=model),
+        criterion_kwargs=dict(smoothing=0.1),
+        mixup_active=True,
+        mixup_args=dict(mixup_alpha=0.2, cutmix_alpha=1.0, prob=1.0, mode='batch', label_smoothing=0.1, num_classes=4),
+    )
+
+
+def test_three_lines_in_timm_s_script(timm_script):
+    flags, loader, task = snippets('docs/integrate.md')[:3]
+    exec(flags, timm_script)
+    timm_script['args'] = timm_script['parser'].parse_args(['--synermix'], namespace=timm_script['args'])
+    exec(loader, timm_script)
+    exec(task, timm_script)
+    timm_script['dataset_train'].set_epoch(1)
+    assert timm_script['loader_train'].batch_sampler.epoch == 1
+    for input, target in timm_script['loader_train']:
+        result = timm_script['task'](input, target)
+        result['loss'].backward()
+        assert {'loss', 'output', 'intra_loss', 'inter_loss'} == result.keys()
+
+
+def test_bare_loop(image_folder):
+    loader = create_synermix_loader(
+        create_dataset('', root=str(image_folder), split='train'), 32, 8, num_workers=0, device=torch.device('cpu')
+    )
+    scope = dict(batches=[(*x.chunk(2), y) for x, y in loader])
+    for snippet in snippets('docs/integrate.md')[3:]:
+        exec(snippet, scope)
+    assert scope['loss'].isfinite()
+    feature = scope['hook'](scope['clean'])[1]
+    by_hand = scope['model'].get_classifier()(
+        scope['intra_class_mix'](feature, scope['target'], weight=scope['weight'])[0]
+    )
+    torch.testing.assert_close(scope['logits'], by_hand)  # the two ways agree where both apply
+
+
+def test_readme_code(image_folder):
+    for snippet in snippets('README.md'):
+        compile(snippet, 'README.md', 'exec')
+
+
+def test_readme_names_every_synermix_flag_and_what_is_left_out():
+    text = (ROOT / 'README.md').read_text()
+    from timm_synermix import add_synermix_args
+
+    parser = argparse.ArgumentParser()
+    add_synermix_args(parser)
+    for action in parser._actions[1:]:
+        assert f'`{action.option_strings[0]}' in text, action.option_strings
+    assert '--naflex-loader' in text
+
+
+def test_links_in_the_documents_lead_somewhere():
+    for path in [ROOT / 'README.md', *(ROOT / 'docs').glob('*.md')]:
+        for target in re.findall(r'\]\((?!http)([^)#]+)', path.read_text()):
+            assert (path.parent / target).exists(), (path.name, target)
