@@ -74,7 +74,7 @@ def main() -> None:
         num_classes = args.num_classes = model.num_classes if args.num_classes is None else args.num_classes
         dataset_train, dataset_eval = create_datasets(args, data_config['input_size'][0], num_classes)
         loader_train = create_train_loader(args, dataset_train, data_config, num_classes, synermix=args.synermix)
-        loader_eval = dataset_eval and create_eval_loader(args, dataset_eval, data_config)
+        loader_eval = None if dataset_eval is None else create_eval_loader(args, dataset_eval, data_config)
         mixup_fn = create_mixup_fn(args, num_classes)
         task = create_task(args, model, mixup_fn)
 
@@ -97,7 +97,7 @@ def main() -> None:
             raise ValueError(f'--stop-epoch must be at most the {num_epochs} epochs of the run, got {args.stop_epoch}')
         stop_epoch = args.stop_epoch or num_epochs
         evaluator = task.create_evaluator()
-        eval_metric = choose_eval_metric(args, evaluator if loader_eval else None)
+        eval_metric = choose_eval_metric(args, None if loader_eval is None else evaluator)
 
     # Launch: compile, then let Accelerate wrap what is trained.
     if args.torchcompile:
@@ -139,7 +139,16 @@ def main() -> None:
             set_epoch(loader_train, dataset_train, epoch)
 
             train_metrics = train_one_epoch(
-                epoch, accelerator, task, loader_train, accelerated_optimizer, args, scheduler, mixup_fn, saver
+                epoch,
+                accelerator,
+                task,
+                loader_train,
+                accelerated_optimizer,
+                args,
+                num_updates=epoch * updates_per_epoch,
+                scheduler=scheduler,
+                mixup_fn=mixup_fn,
+                saver=saver,
             )
             if args.distributed and args.dist_bn in ('broadcast', 'reduce'):
                 distribute_bn(task.trainable_module, args.world_size, args.dist_bn == 'reduce')
@@ -149,7 +158,7 @@ def main() -> None:
                 if scheduler is not None:
                     scheduler.step(epoch + 1, metric=None)
                 continue
-            eval_metrics = loader_eval and evaluate_task(accelerator, task, loader_eval, args)
+            eval_metrics = None if loader_eval is None else evaluate_task(accelerator, task, loader_eval, args)
 
             metric = (eval_metrics or train_metrics)[eval_metric]
             if saver is not None:
@@ -301,9 +310,10 @@ def train_one_epoch(
     loader: Any,
     optimizer: Any,
     args: argparse.Namespace,
-    scheduler: Any,
-    mixup_fn: Any,
-    saver: RunSaver | None,
+    num_updates: int = 0,
+    scheduler: Any = None,
+    mixup_fn: Any = None,
+    saver: RunSaver | None = None,
 ) -> dict[str, float]:
     """Train for one epoch and return the mean of every scalar the task reports, over all processes."""
     task.train()
@@ -339,7 +349,7 @@ def train_one_epoch(
             dispatch_clip_grad(parameters, value=args.clip_grad, mode=args.clip_mode)
         optimizer.step()
         optimizer.zero_grad()
-        num_updates = epoch * updates + update + 1
+        num_updates += 1
         task.update_ema(step=num_updates)
         if args.synchronize_step and accelerator.device.type == 'cuda':
             torch.cuda.synchronize()

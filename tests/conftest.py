@@ -2,6 +2,7 @@ import json
 import logging
 import random
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,20 @@ def image_folder(tmp_path_factory):
     """3 classes of 7, 6 and 5 training images and 3 validation images each; class c has one training image more."""
     counts = {'train': {'a': 7, 'b': 6, 'c': 5, 'lone': 1}, 'validation': {'a': 3, 'b': 3, 'c': 3, 'lone': 1}}
     return make_image_folder(tmp_path_factory.mktemp('images'), counts)
+
+
+@pytest.fixture(scope='session')
+def photographs(tmp_path_factory):
+    """The first five classes of Tiny-ImageNet: 2,500 training and 250 validation JPEGs of 32x32 pixels."""
+    archive = ROOT.parent / 'shared' / 'data' / 'tin100.tar.xz'
+    if not archive.exists():
+        pytest.skip(f'needs {archive.name}, which is not part of the repository')
+    root = tmp_path_factory.mktemp('photographs')
+    with tarfile.open(archive) as file:
+        members = [member for member in file if member.name.count('/') >= 2]
+        classes = sorted({member.name.split('/')[2] for member in members})[:5]
+        file.extractall(root, [m for m in members if m.name.split('/')[2] in classes], filter='data')
+    return root / 'tin100'
 
 
 class TrainResult:

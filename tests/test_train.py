@@ -207,9 +207,7 @@ def test_accumulated_gradients_are_the_mean_over_batches():
     accelerator = train.create_accelerator(args)
     task = ClassificationTask(model, verbose=False)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
-    metrics = train.train_one_epoch(
-        0, accelerator, task, batches, accelerator.prepare_optimizer(optimizer), args, None, None, None
-    )
+    metrics = train.train_one_epoch(0, accelerator, task, batches, accelerator.prepare_optimizer(optimizer), args)
 
     sgd = torch.optim.SGD(reference.parameters(), lr=0.5)
     losses = []
@@ -221,6 +219,16 @@ def test_accumulated_gradients_are_the_mean_over_batches():
         sgd.step()
     torch.testing.assert_close(model.weight, reference.weight)
     assert metrics['loss'] == pytest.approx(sum(losses) / 5)
+
+
+def test_real_photographs_are_learnt(run_train, photographs):
+    data = ('--data-dir', str(photographs), '--num-classes', '5')
+    flags = ['--synermix', '--mixup', '0.2', '-b', '64', '--opt', 'adamw', '--lr', '2e-3', '--warmup-epochs', '0']
+    run = run_train(*flags, '--epochs', '3', '--model', 'test_resnet', '-j', '2', data=data)
+    first, *_, last = run.summary()
+    assert last['eval_top1'] > 40  # 20 is chance
+    assert last['train_intra_loss'] < first['train_intra_loss']
+    assert last['train_inter_loss'] < first['train_inter_loss']
 
 
 # Schedule, resume and stop
@@ -380,10 +388,10 @@ def test_bad_input(run_train, image_folder, tmp_path, capsys, name):
 def test_ctrl_c_says_how_to_continue(run_train, tmp_path, monkeypatch, caplog):
     original = train.train_one_epoch
 
-    def interrupted(epoch, *args):
+    def interrupted(epoch, *args, **kwargs):
         if epoch == 1:
             raise KeyboardInterrupt
-        return original(epoch, *args)
+        return original(epoch, *args, **kwargs)
 
     monkeypatch.setattr(train, 'train_one_epoch', interrupted)
     with pytest.raises(SystemExit) as error:

@@ -58,6 +58,11 @@ def create_accelerator(args: argparse.Namespace) -> Accelerator:
     )
     if accelerator.device.type != kind:
         raise ValueError(f'--device {args.device}: not available here, only {accelerator.device.type} is')
+    if accelerator.gradient_accumulation_steps > 1:
+        raise ValueError(
+            f'--grad-accum-steps accumulates gradients; in the configuration of Accelerate set '
+            f'gradient_accumulation_steps to 1, got {accelerator.gradient_accumulation_steps}'
+        )
     if accelerator.scaler is not None:
         accelerator.scaler.state_dict_key = NativeScaler.state_dict_key  # the name timm's checkpoints keep it under
     args.device = str(accelerator.device)
@@ -92,19 +97,22 @@ def create_datasets(args: argparse.Namespace, in_chans: int, num_classes: int) -
         num_samples=args.train_num_samples,
         **common,
     )
-    validation = args.val_split and create_dataset(
-        args.dataset,
-        split=args.val_split,
-        batch_size=args.validation_batch_size or args.batch_size,
-        num_samples=args.val_num_samples,
-        **common,
-    )
-    if args.task == 'multilabel':
-        for dataset in filter(None, (train, validation)):
-            dataset.target_transform = MultiLabelTarget(num_classes)
-    else:
+    validation = None
+    if args.val_split:
+        validation = create_dataset(
+            args.dataset,
+            split=args.val_split,
+            batch_size=args.validation_batch_size or args.batch_size,
+            num_samples=args.val_num_samples,
+            **common,
+        )
+    if args.task != 'multilabel':
         check_classes(train, num_classes)
-    return train, validation or None
+        return train, validation
+    for dataset in (train, validation):
+        if dataset is not None:
+            dataset.target_transform = MultiLabelTarget(num_classes)
+    return train, validation
 
 
 def create_train_loader(

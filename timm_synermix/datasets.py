@@ -14,8 +14,6 @@ from timm.data.readers.reader import Reader
 
 from timm_synermix.data import dataset_targets
 
-_REMOTE_PREFIXES = ('hfds', 'hfids', 'tfds', 'torch')  # these may find or fetch their data without a folder
-
 
 class DigitsReader(Reader):
     """scikit-learn's digits: 1,797 scanned handwritten digits of 8x8 pixels, inside the scikit-learn wheel.
@@ -67,7 +65,7 @@ def create_dataset(name: str, root: str | None = None, split: str = 'validation'
         )
     if name.lower().startswith('sklearn/'):
         raise ValueError(f"--dataset: of scikit-learn there is only 'sklearn/digits', got '{name}'.")
-    if name.partition('/')[0].lower() not in _REMOTE_PREFIXES:
+    if '/' not in name:  # an image folder or tar; other kinds know by themselves where their data are
         if not root:
             raise ValueError('--data-dir must name the folder of the images, got none.')
         if not os.path.exists(root):
