@@ -110,19 +110,20 @@ def main() -> None:
     saver = output_dir = None
     if args.rank == 0:
         output_dir = output_folder(args, data_config['input_size'][-1])
-        saver = RunSaver(
-            output_dir,
-            args_text,
-            resume_from=resume_from,
-            start_epoch=start_epoch,
-            model=model,
-            task=task,
-            optimizer=optimizer,
-            args=args,
-            amp_scaler=accelerator.scaler,
-            decreasing=eval_metric == 'loss',
-            max_history=args.checkpoint_hist,
-        )
+        with usage_errors(parser):
+            saver = RunSaver(
+                output_dir,
+                args_text,
+                resume_from=resume_from,
+                start_epoch=start_epoch,
+                model=model,
+                task=task,
+                optimizer=optimizer,
+                args=args,
+                amp_scaler=accelerator.scaler,
+                decreasing=eval_metric == 'loss',
+                max_history=args.checkpoint_hist,
+            )
         log_start(args, task, loader_train, num_epochs, scheduler, output_dir)
     start_trackers(accelerator, args, output_dir)
 

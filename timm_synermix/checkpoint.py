@@ -6,6 +6,7 @@ import argparse
 import logging
 import os
 from datetime import datetime
+from pickle import UnpicklingError
 from typing import Any
 
 import safetensors.torch
@@ -45,7 +46,7 @@ def resume_task(
     """Load a training checkpoint, of this script or of timm's, and return the epoch to go on with.
 
     Raises:
-        ValueError: The checkpoint does not fit the model.
+        ValueError: The file is no checkpoint, or does not fit the model.
     """
     try:
         epoch = resume_task_checkpoint(
@@ -57,8 +58,9 @@ def resume_task(
         )
         if task.has_ema():
             load_task_ema_checkpoint(task, path)
-    except (RuntimeError, ValueError) as error:
-        raise ValueError(f'--resume: {path} does not fit this model and optimizer: {error}') from error
+    except (RuntimeError, ValueError, KeyError, EOFError, UnpicklingError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f'--resume: {path} cannot be loaded into this model and optimizer: {reason}') from error
     return epoch or 0
 
 
@@ -71,15 +73,21 @@ class RunSaver(CheckpointSaver):
         resume_from: Checkpoint the run goes on from, or None. One of this folder brings its history along.
         start_epoch: First epoch of the run; rows of summary.csv from it on are dropped.
         kwargs: Arguments of CheckpointSaver, with a task.
+
+    Raises:
+        ValueError: The folder cannot be written to.
     """
 
     def __init__(
         self, folder: str, args_text: str, *, resume_from: str | None, start_epoch: int, **kwargs: Any
     ) -> None:
-        get_outdir(folder)
+        try:
+            get_outdir(folder)
+            with open(os.path.join(folder, 'args.yaml'), 'w') as file:
+                file.write(args_text)
+        except OSError as error:
+            raise ValueError(f"--output: cannot write to the run's folder {folder}: {error.strerror}") from error
         super().__init__(checkpoint_dir=folder, recovery_dir=folder, **kwargs)
-        with open(os.path.join(folder, 'args.yaml'), 'w') as file:
-            file.write(args_text)
         if resume_from is not None and os.path.samefile(os.path.dirname(resume_from) or '.', folder):
             self.load_state_dict_from_checkpoint(resume_from)
         else:

@@ -17,6 +17,17 @@ from timm_synermix.timm_args import add_timm_args
 _logger = logging.getLogger(__name__)
 
 
+# Smallest values of flags that are counts, sizes or rates; a flag that is not given is not checked.
+_AT_LEAST = {
+    **dict.fromkeys(['batch_size', 'validation_batch_size', 'grad_accum_steps', 'img_size', 'in_chans'], 1),
+    **dict.fromkeys(['epochs', 'stop_epoch', 'log_interval', 'val_interval', 'checkpoint_hist'], 1),
+    **dict.fromkeys(['seed', 'workers', 'lr', 'warmup_epochs', 'recovery_interval', 'mixup_off_epoch', 'tta'], 0),
+    **dict.fromkeys(['start_epoch', 'mixup', 'cutmix', 'aug_repeats', 'aug_splits', 'epoch_repeats', 'clip_grad'], 0),
+    **dict.fromkeys(['synermix_num_mixed', 'synermix_off_epoch'], 0),
+}
+_PROBABILITIES = ['hflip', 'vflip', 'reprob', 'mixup_prob', 'mixup_switch_prob', 'smoothing', 'drop', 'drop_path']
+
+
 class TrainParser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are one line: the usage of 200 flags would bury it."""
 
@@ -102,12 +113,17 @@ def parse_args(
 
 @contextmanager
 def usage_errors(parser: argparse.ArgumentParser) -> Iterator[None]:
-    """Turn a ValueError of the block, which builds a run from the user's flags, into one line and exit code 2."""
+    """Turn an error of the block, which builds a run from the user's flags, into one line and exit code 2.
+
+    A ValueError is ours or timm's word on bad input; timm's older parts say it with an assert.
+    """
     try:
         yield
-    except ValueError as error:
+    except (ValueError, AssertionError) as error:
+        if not str(error):
+            raise
         _logger.debug('Caused by:', exc_info=True)
-        parser.error(str(error))
+        parser.error(' '.join(str(error).split()))
 
 
 def _load_config(parser: argparse.ArgumentParser, path: str) -> dict[str, Any]:
@@ -179,10 +195,14 @@ def check_args(args: argparse.Namespace) -> None:
     """
     if args.naflex_loader:
         raise ValueError('--naflex-loader is not supported by this script; use the one of timm')
-    if args.batch_size < 1:
-        raise ValueError(f'--batch-size must be positive, got {args.batch_size}')
-    if args.grad_accum_steps < 1:
-        raise ValueError(f'--grad-accum-steps must be positive, got {args.grad_accum_steps}')
+    for name, lowest in _AT_LEAST.items():
+        value = getattr(args, name)
+        if value is not None and not value >= lowest:
+            raise ValueError(f'{_flag(name)} must be at least {lowest}, got {value}')
+    for name in _PROBABILITIES:
+        value = getattr(args, name)
+        if value is not None and not 0 <= value <= 1:
+            raise ValueError(f'{_flag(name)} must be in [0, 1], got {value}')
     if args.clip_mode not in ('norm', 'value', 'agc'):
         raise ValueError(f'--clip-mode must be norm, value or agc, got {args.clip_mode}')
     if args.amp_dtype not in ('float16', 'bfloat16'):
@@ -197,12 +217,14 @@ def check_args(args: argparse.Namespace) -> None:
         raise ValueError(f'--batch-size must be even with --mixup or --cutmix, got {args.batch_size}')
     if args.resume == 'auto' and not args.experiment:
         raise ValueError('--resume auto needs --experiment, the folder to resume in')
-    if args.stop_epoch is not None and args.stop_epoch < 1:
-        raise ValueError(f'--stop-epoch must be positive, got {args.stop_epoch}')
     if args.torchscript and args.torchcompile:
         raise ValueError('--torchscript and --torchcompile exclude each other')
     if args.synermix:
         _check_synermix_args(args)
+
+
+def _flag(dest: str) -> str:
+    return '--' + dest.replace('_', '-')
 
 
 def _check_synermix_args(args: argparse.Namespace) -> None:
@@ -223,8 +245,6 @@ def _check_synermix_args(args: argparse.Namespace) -> None:
             check_beta(args.synermix_beta)
         except ValueError as error:
             raise ValueError(f'--synermix-beta: {error}') from error
-    if args.synermix_num_mixed < 0:
-        raise ValueError(f'--synermix-num-mixed must be 0 (all) or more, got {args.synermix_num_mixed}')
     if args.batch_size < 2:
         raise ValueError(f'--batch-size must be at least 2 with --synermix, got {args.batch_size}')
 
