@@ -8,6 +8,7 @@ import argparse
 import json
 import logging
 import os
+from pickle import UnpicklingError
 from typing import Any
 
 import safetensors.torch
@@ -21,9 +22,10 @@ from timm.utils import ParseKwargs, setup_default_logging
 from torch import Tensor
 
 from timm_synermix.cli import TrainParser, usage_errors
-from timm_synermix.datasets import create_dataset
+from timm_synermix.datasets import check_classes, create_dataset
 from timm_synermix.evaluate import evaluate
 from timm_synermix.metrics import InterClassDistance, IntraClassDistance
+from timm_synermix.models import build_classifier, check_weights_file
 
 _logger = logging.getLogger('validate')
 parser = TrainParser(
@@ -61,33 +63,33 @@ def main() -> None:
     with usage_errors(parser):
         if args.device.startswith('cuda') and not torch.cuda.is_available():
             raise ValueError(f'--device {args.device}: there is no CUDA device here; --device cpu runs on the CPU')
-        if args.checkpoint and not os.path.isfile(args.checkpoint):
-            raise ValueError(f"--checkpoint must be a file, got '{args.checkpoint}'")
+        check_weights_file('--checkpoint', args.checkpoint)
+        for flag, path in (('--results-file', args.results_file), ('--features-out', args.features_out)):
+            if path and not os.path.isdir(os.path.dirname(path) or '.'):
+                raise ValueError(f"{flag} must be in a folder that exists, got '{path}'")
         accelerator = Accelerator(cpu=args.device == 'cpu', mixed_precision='bf16' if args.amp else None)
         if accelerator.num_processes > 1:
             raise ValueError(f'validate.py runs in one process, got {accelerator.num_processes}')
         model, loader = build(args, accelerator.device)
 
     metrics, features, targets = evaluate_features(accelerator, model, loader)
+    print(f'--result\n{json.dumps(metrics, indent=4)}')
     if args.features_out:
         safetensors.torch.save_file({'features': features, 'targets': targets}, args.features_out)
     if args.results_file:
         with open(args.results_file, 'w') as file:
             json.dump(metrics, file, indent=4)
-    print(f'--result\n{json.dumps(metrics, indent=4)}')
 
 
 def build(args: argparse.Namespace, device: torch.device) -> tuple[Any, Any]:
     """The model with its weights, and the loader of its evaluation images."""
-    model = create_model(
-        args.model,
-        pretrained=args.pretrained,
-        num_classes=args.num_classes,
-        in_chans=args.in_chans or (args.input_size[0] if args.input_size else 3),
-        **args.model_kwargs,
-    )
+    model = build_classifier(create_model, args, pretrained=args.pretrained, num_classes=args.num_classes)
     if args.checkpoint:
-        load_checkpoint(model, args.checkpoint, use_ema=args.use_ema)
+        try:
+            load_checkpoint(model, args.checkpoint, use_ema=args.use_ema)
+        except (RuntimeError, EOFError, UnpicklingError) as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise ValueError(f'--checkpoint: {args.checkpoint} cannot be loaded into {args.model}: {reason}') from error
     config = resolve_input_data_config(model, args=vars(args), use_test_size=True)
     dataset = create_dataset(
         args.dataset,
@@ -96,6 +98,7 @@ def build(args: argparse.Namespace, device: torch.device) -> tuple[Any, Any]:
         class_map=args.class_map,
         input_img_mode='RGB' if config['input_size'][0] == 3 else 'L',
     )
+    check_classes(None, dataset, model.num_classes)
     names = ('input_size', 'interpolation', 'mean', 'std', 'crop_pct', 'crop_mode')
     loader = create_loader(
         dataset,

@@ -79,10 +79,21 @@ def test_config_is_a_set_of_defaults(monkeypatch, tmp_path):
 
 
 def test_args_yaml_is_itself_a_config(monkeypatch, tmp_path):
-    args, text = parse(monkeypatch, '--mixup', '0.2', '--synermix', '--mean', '0.5', '0.4', '0.3')
+    args, text = parse(
+        monkeypatch, 'images', '--torchcompile', '--mixup', '0.2', '--synermix', '--mean', '0.5', '0.4', '0.3'
+    )
     (tmp_path / 'args.yaml').write_text(text)
     again, _ = parse(monkeypatch, '-c', str(tmp_path / 'args.yaml'))
     assert {**vars(again), 'config': ''} == vars(args)
+
+
+def test_a_flag_with_an_optional_value_may_be_true(monkeypatch, tmp_path):
+    assert parse(monkeypatch, '-c', config(tmp_path, torchcompile=True))[0].torchcompile == 'inductor'
+
+
+def test_synermix_flags_without_synermix_warn(monkeypatch, caplog):
+    parse(monkeypatch, '--synermix-num-mixed', '2')
+    assert '--synermix-num-mixed has no effect without --synermix' in caplog.text
 
 
 def test_unknown_config_keys_are_named(monkeypatch, tmp_path, caplog):
@@ -129,7 +140,8 @@ OUT_OF_SCOPE = [
     ['--jsd-loss'],
     ['--loss', 'jsd'],
     ['--aug-splits', '3'],
-    ['--split-bn'],
+    ['--split-bn', '--resplit'],
+    ['--variable-batch-loss-scale', 'sqrt'],
     ['--train-img-sizes', '32', '64'],
     ['--task', 'multilabel'],
     ['--torchscript'],
@@ -154,7 +166,7 @@ def test_what_synermix_cannot_be_used_with(monkeypatch, capsys, flags):
 @pytest.mark.parametrize(
     ('flags', 'message'),
     [
-        (['--synermix', '--synermix-beta', '1.5'], '--synermix-beta: beta must be in [0, 1], got 1.5'),
+        (['--synermix', '--synermix-beta', '1.5'], '--synermix-beta must be in [0, 1], got 1.5'),
         (['--synermix', '--synermix-beta', 'nan'], 'got nan'),
         (['--synermix', '--synermix-num-mixed', '-1'], '--synermix-num-mixed must be at least 0, got -1'),
         (['--synermix', '-b', '1'], '--batch-size must be at least 2 with --synermix, got 1'),
@@ -162,11 +174,15 @@ def test_what_synermix_cannot_be_used_with(monkeypatch, capsys, flags):
         (['--synermix-singletons', 'drop'], "invalid choice: 'drop'"),
         (['--resume', 'auto'], '--resume auto needs --experiment'),
         (['--stop-epoch', '0'], '--stop-epoch must be at least 1, got 0'),
-        (['--clip-mode', 'max'], '--clip-mode must be norm, value or agc, got max'),
-        (['--amp', '--amp-dtype', 'float8'], '--amp-dtype must be float16 or bfloat16, got float8'),
+        (['--clip-mode', 'max'], '--clip-mode must be one of norm, value, agc, got max'),
+        (['--amp', '--amp-dtype', 'float8'], '--amp-dtype must be one of float16, bfloat16, got float8'),
         (['--amp', '--model-dtype', 'bfloat16'], '--amp needs a float32 model'),
-        (['--mixup-mode', 'all'], '--mixup-mode must be batch, pair, elem or half, got all'),
+        (['--mixup-mode', 'all'], '--mixup-mode must be one of batch, pair, elem, half, got all'),
         (['--grad-accum-steps', '0'], '--grad-accum-steps must be at least 1, got 0'),
+        (['--scale', '0.5'], '--scale must be two values, the lower one first, got [0.5]'),
+        (['--cutmix-minmax', '0.9', '0.1'], '--cutmix-minmax must be two values, the lower one first'),
+        (['--interpolation', 'best'], '--interpolation must be one of nearest,'),
+        (['--split-bn'], '--split-bn needs --aug-splits'),
         (['--smoothing', '2'], '--smoothing must be in [0, 1], got 2.0'),
         (['--log-interval', '0'], '--log-interval must be at least 1, got 0'),
         (['--mixup', 'nan'], '--mixup must be at least 0, got nan'),

@@ -218,15 +218,15 @@ def test_data_that_is_not_there(tmp_path, name, root, message):
 
 
 def test_unknown_split_of_digits():
-    with pytest.raises(ValueError, match="split of sklearn/digits must be 'train' or 'validation', got 'tset'"):
+    with pytest.raises(ValueError, match="of sklearn/digits must be 'train' or 'validation', got 'tset'"):
         create_dataset('sklearn/digits', split='tset')
 
 
 def test_too_few_or_too_many_classes(image_folder):
     dataset = create_dataset('', root=str(image_folder), split='train')
-    check_classes(dataset, 4)
+    check_classes(dataset, dataset, 4)
     with pytest.raises(ValueError, match='--num-classes must cover all 4 classes of the training set, got 3'):
-        check_classes(dataset, 3)
+        check_classes(dataset, None, 3)
     one = create_dataset('', root=str(image_folder / 'train' / 'a'))
     with pytest.raises(ValueError, match='at least two classes, got one'):
-        check_classes(one, 4)
+        check_classes(one, None, 4)

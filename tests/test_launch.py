@@ -15,10 +15,11 @@ TORCHRUN = ['-m', 'torch.distributed.run', '--nproc_per_node', '2', '--master_po
 SPY = """
 import sys, torch, torch.distributed as dist, train
 original = train.evaluate_task
-def evaluate_task(accelerator, task, loader, args):
-    metrics = original(accelerator, task, loader, args)
-    state = {'weights': task.get_checkpoint_state()['state_dict'], 'metrics': metrics, 'steps': steps}
-    torch.save(state, f'{sys.argv[sys.argv.index("--output") + 1]}/rank{args.rank}.pt')
+def evaluate_task(run):
+    metrics = original(run)
+    state = {**run.task.get_checkpoint_state(), **run.task.get_checkpoint_state(ema=True)}
+    path = f'{sys.argv[sys.argv.index("--output") + 1]}/rank{run.args.rank}.pt'
+    torch.save({**state, 'metrics': metrics, 'steps': steps}, path)
     return metrics
 train.evaluate_task = evaluate_task
 steps, update = 0, train.LossMeter.update
@@ -55,8 +56,10 @@ def test_two_processes_train_one_model(image_folder, tmp_path, extra):
     assert process.stdout.count('--result') == 1
     ranks = [torch.load(tmp_path / f'rank{rank}.pt', weights_only=False) for rank in (0, 1)]
     assert ranks[0]['steps'] == ranks[1]['steps'] == 3  # 10 images of 19 on each rank, in batches of 4
-    for name, value in ranks[0]['weights'].items():
-        assert torch.equal(value, ranks[1]['weights'][name]), name  # BatchNorm statistics are averaged too
+    for key in {'state_dict', 'state_dict_ema'} & ranks[0].keys():
+        for name, value in ranks[0][key].items():
+            assert torch.equal(value, ranks[1][key][name]), name  # BatchNorm statistics are averaged too
+    assert ('state_dict_ema' in ranks[0]) == ('--model-ema' in extra)
     assert ranks[0]['metrics'] == ranks[1]['metrics']
     correct = ranks[0]['metrics']['top1'] * 19 / 100
     assert correct == pytest.approx(round(correct), abs=1e-6)  # 19 images are counted, the sampler's 20th is not
@@ -92,5 +95,5 @@ def test_python_alone_and_ctrl_c(image_folder, tmp_path):
         finally:
             process.kill()
     text = Path(tmp_path / 'log').read_text()
-    assert 'Interrupted. Continue' in text
+    assert 'Interrupted. Add ' in text
     assert 'Traceback' not in text

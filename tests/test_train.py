@@ -207,7 +207,8 @@ def test_accumulated_gradients_are_the_mean_over_batches():
     accelerator = train.create_accelerator(args)
     task = ClassificationTask(model, verbose=False)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
-    metrics = train.train_one_epoch(0, accelerator, task, batches, accelerator.prepare_optimizer(optimizer), args)
+    run = train.Run(args, accelerator, task, accelerator.prepare_optimizer(optimizer), batches)
+    metrics = train.train_one_epoch(run, epoch=0)
 
     sgd = torch.optim.SGD(reference.parameters(), lr=0.5)
     losses = []
@@ -360,7 +361,7 @@ BAD = {
     'no classifier': (['--num-classes', '0'], '--model test_efficientnet has no classifier'),
     'encoder': (['--model', 'mobilenetv5_300m_enc'], '--model mobilenetv5_300m_enc has no classifier'),
     'cuda': (['--device', 'cuda'], '--device cuda: there is no CUDA device here'),
-    'float16': (['--amp'], '--amp-dtype float16 needs a GPU'),
+    'float16': (['--amp'], '--amp on the CPU needs --amp-dtype bfloat16'),
     'resume': (['--resume', '/nowhere.pth.tar'], '--resume must be a checkpoint file'),
     'weights': (['--initial-checkpoint', '/nowhere.pth'], '--initial-checkpoint must be a file of weights'),
     'output': (['--output', '/dev/null/runs'], "--output: cannot write to the run's folder /dev/null/runs/run"),
@@ -389,19 +390,21 @@ def test_bad_input(run_train, image_folder, tmp_path, capsys, name):
     assert not (tmp_path / 'run').exists()
 
 
-def test_ctrl_c_says_how_to_continue(run_train, tmp_path, monkeypatch, caplog):
+@pytest.mark.parametrize('when', [0, 1])
+def test_ctrl_c_says_how_to_continue(run_train, tmp_path, monkeypatch, caplog, when):
     original = train.train_one_epoch
 
-    def interrupted(epoch, *args, **kwargs):
-        if epoch == 1:
+    def interrupted(run, epoch):
+        if epoch == when:
             raise KeyboardInterrupt
-        return original(epoch, *args, **kwargs)
+        return original(run, epoch)
 
     monkeypatch.setattr(train, 'train_one_epoch', interrupted)
     with pytest.raises(SystemExit) as error:
         run_train('--epochs', '3')
     assert error.value.code == 130
-    assert f'--resume {tmp_path}/run/last.pth.tar' in caplog.text
+    advice = f'Add --output {tmp_path} --experiment run --resume auto' if when else 'nothing to continue'
+    assert advice in caplog.text
 
 
 def test_wandb_offline(run_train, tmp_path):

@@ -1,6 +1,6 @@
 """SynerMix for timm: intra-class feature mixup beside the inter-class mixing of images."""
 
-from timm_synermix.cli import add_synermix_args, synermix_task_kwargs
+from timm_synermix.cli import add_synermix_args, synermix_loader_kwargs, synermix_task_kwargs
 from timm_synermix.data import TwoViewTransform, create_synermix_loader, dataset_targets
 from timm_synermix.features import FeatureHook
 from timm_synermix.functional import IGNORE_INDEX, class_rows, intra_class_mix, intra_class_weight, synermix_loss
@@ -21,6 +21,7 @@ __all__ = [
     'dataset_targets',
     'intra_class_mix',
     'intra_class_weight',
+    'synermix_loader_kwargs',
     'synermix_loss',
     'synermix_task_kwargs',
 ]

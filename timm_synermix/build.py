@@ -22,7 +22,7 @@ from timm.task import (
 from timm.utils import NativeScaler
 from torch import nn
 
-from timm_synermix.cli import mixup_active, mixup_kwargs, synermix_task_kwargs
+from timm_synermix.cli import mixup_active, mixup_kwargs, synermix_loader_kwargs, synermix_task_kwargs
 from timm_synermix.data import create_synermix_loader
 from timm_synermix.datasets import check_classes, create_dataset
 from timm_synermix.mixup import create_mixup
@@ -42,7 +42,7 @@ def create_accelerator(args: argparse.Namespace) -> Accelerator:
     if kind == 'cuda' and not torch.cuda.is_available():
         raise ValueError(f'--device {args.device}: there is no CUDA device here; --device cpu trains on the CPU')
     if kind == 'cpu' and args.amp and args.amp_dtype == 'float16':
-        raise ValueError('--amp-dtype float16 needs a GPU; on the CPU use --amp-dtype bfloat16')
+        raise ValueError('--amp on the CPU needs --amp-dtype bfloat16, got float16 (which is the default)')
     if kind == 'cpu' and args.sync_bn:
         raise ValueError('--sync-bn needs a GPU, got --device cpu')
     if index:
@@ -107,7 +107,7 @@ def create_datasets(args: argparse.Namespace, in_chans: int, num_classes: int) -
             **common,
         )
     if args.task != 'multilabel':
-        check_classes(train, num_classes)
+        check_classes(train, validation, num_classes)
         return train, validation
     for dataset in (train, validation):
         if dataset is not None:
@@ -116,9 +116,13 @@ def create_datasets(args: argparse.Namespace, in_chans: int, num_classes: int) -
 
 
 def create_train_loader(
-    args: argparse.Namespace, dataset: Any, data_config: dict[str, Any], num_classes: int, synermix: bool
+    args: argparse.Namespace, dataset: Any, data_config: dict[str, Any], num_classes: int, clean_view: bool = True
 ) -> Any:
-    """The training loader: of two views with SynerMix, timm's own without."""
+    """The training loader: SynerMix's, with or without the clean views, or timm's own without --synermix.
+
+    Raises:
+        ValueError: There is not one batch of images.
+    """
     common: dict[str, Any] = dict(
         input_size=data_config['input_size'],
         batch_size=args.batch_size,
@@ -149,11 +153,11 @@ def create_train_loader(
         use_multi_epochs_loader=args.use_multi_epochs_loader,
         worker_seeding=args.worker_seeding,
     )
-    if synermix:
+    if args.synermix:
         return create_synermix_loader(
             dataset,
-            singletons=args.synermix_singletons,
-            seed=args.seed,
+            **{**synermix_loader_kwargs(args), **({} if clean_view else {'singletons': 'keep'})},
+            clean_view=clean_view,
             clean_interpolation=data_config['interpolation'],
             crop_pct=data_config['crop_pct'],
             crop_mode=data_config['crop_mode'],
@@ -163,8 +167,8 @@ def create_train_loader(
         raise ValueError('--aug-repeats needs several processes, or --synermix')
     if args.aug_splits > 1:
         dataset = AugMixDataset(dataset, num_splits=args.aug_splits)
-    mix_in_collate = mixup_active(args) and not args.no_prefetcher and not args.synermix
-    return create_loader(
+    mix_in_collate = mixup_active(args) and not args.no_prefetcher
+    loader = create_loader(
         dataset,
         is_training=True,
         re_split=args.resplit,
@@ -183,6 +187,9 @@ def create_train_loader(
         persistent_workers=not (mix_in_collate and args.mixup_off_epoch),
         **common,
     )
+    if len(loader) == 0:  # timm drops the last, partial batch
+        raise ValueError(f'--batch-size must be at most the number of training images, got {args.batch_size}')
+    return loader
 
 
 def create_eval_loader(args: argparse.Namespace, dataset: Any, data_config: dict[str, Any]) -> Any:

@@ -13,17 +13,35 @@ import safetensors.torch
 import torch
 from timm.models import safe_model_name
 from timm.task import TrainingTask, load_task_ema_checkpoint, resume_task_checkpoint
-from timm.utils import CheckpointSaver, get_outdir, get_state_dict, trim_summary, unwrap_model
+from timm.utils import (
+    CheckpointSaver,
+    get_outdir,
+    get_state_dict,
+    load_checkpoint_metadata,
+    trim_summary,
+    unwrap_model,
+)
 
 _logger = logging.getLogger('train')
 
 
-def output_folder(args: argparse.Namespace, img_size: int) -> str:
-    """Path of this run's folder, `<output>/<experiment>`; without --experiment it is named by time, model and size."""
+def experiment_name(args: argparse.Namespace, img_size: int) -> str:
+    """Name of this run's folder: --experiment, or the time, the model and the image size."""
     stamp = datetime.now().strftime('%Y%m%d-%H%M%S')
-    return os.path.join(
-        args.output or './output/train', args.experiment or f'{stamp}-{safe_model_name(args.model)}-{img_size}'
-    )
+    return args.experiment or f'{stamp}-{safe_model_name(args.model)}-{img_size}'
+
+
+def output_folder(args: argparse.Namespace) -> str:
+    """Path of this run's folder, `<output>/<experiment>`."""
+    return os.path.join(args.output or './output/train', args.experiment)
+
+
+def how_to_continue(args: argparse.Namespace) -> str:
+    """What to tell a user who stopped a run."""
+    if not (args.experiment and os.path.exists(os.path.join(output_folder(args), 'last.pth.tar'))):
+        return 'No epoch has finished, there is nothing to continue.'
+    flags = f'--output {args.output} ' if args.output else ''
+    return f'Add {flags}--experiment {args.experiment} --resume auto to go on after the last finished epoch.'
 
 
 def resume_path(args: argparse.Namespace) -> str | None:
@@ -33,7 +51,7 @@ def resume_path(args: argparse.Namespace) -> str | None:
         ValueError: --resume names a file that does not exist.
     """
     if args.resume == 'auto':
-        path = os.path.join(args.output or './output/train', args.experiment, 'last.pth.tar')
+        path = os.path.join(output_folder(args), 'last.pth.tar')
         return path if os.path.isfile(path) else None
     if args.resume and not os.path.isfile(args.resume):
         raise ValueError(f"--resume must be a checkpoint file or 'auto', got '{args.resume}'")
@@ -49,6 +67,8 @@ def resume_task(
         ValueError: The file is no checkpoint, or does not fit the model.
     """
     try:
+        if not args.no_resume_opt:
+            _check_same_optimizer(path, optimizer)
         epoch = resume_task_checkpoint(
             task,
             path,
@@ -62,6 +82,15 @@ def resume_task(
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f'--resume: {path} cannot be loaded into this model and optimizer: {reason}') from error
     return epoch or 0
+
+
+def _check_same_optimizer(path: str, optimizer: torch.optim.Optimizer) -> None:
+    """torch takes the state of another optimizer without a word, and fails at the first step."""
+    saved = load_checkpoint_metadata(path)
+    groups = saved.get('optimizer', {}).get('param_groups', []) if isinstance(saved, dict) else []
+    needed = optimizer.state_dict()['param_groups'][0].keys()
+    if groups and not needed <= groups[0].keys():  # a schedule adds keys of its own
+        raise ValueError('it is of another optimizer; --no-resume-opt takes the weights alone')
 
 
 class RunSaver(CheckpointSaver):

@@ -11,7 +11,6 @@ from typing import Any, NoReturn
 import yaml
 from timm.utils import ParseKwargs
 
-from timm_synermix.functional import check_beta
 from timm_synermix.timm_args import add_timm_args
 
 _logger = logging.getLogger(__name__)
@@ -25,7 +24,22 @@ _AT_LEAST = {
     **dict.fromkeys(['start_epoch', 'mixup', 'cutmix', 'aug_repeats', 'aug_splits', 'epoch_repeats', 'clip_grad'], 0),
     **dict.fromkeys(['synermix_num_mixed', 'synermix_off_epoch'], 0),
 }
-_PROBABILITIES = ['hflip', 'vflip', 'reprob', 'mixup_prob', 'mixup_switch_prob', 'smoothing', 'drop', 'drop_path']
+_FRACTIONS = ['hflip', 'vflip', 'reprob', 'mixup_prob', 'mixup_switch_prob', 'smoothing', 'drop', 'drop_path']
+_FRACTIONS += ['color_jitter_prob', 'grayscale_prob', 'gaussian_blur_prob', 'model_ema_decay', 'synermix_beta']
+_PAIRS = ['scale', 'ratio', 'cutmix_minmax']
+_ONE_OF: dict[str, tuple[str | None, ...]] = {
+    'clip_mode': ('norm', 'value', 'agc'),
+    'amp_dtype': ('float16', 'bfloat16'),
+    'model_dtype': (None, 'float32', 'float16', 'bfloat16'),
+    'mixup_mode': ('batch', 'pair', 'elem', 'half'),
+    'remode': ('const', 'rand', 'pixel'),
+    'train_crop_mode': (None, 'rrc', 'rkrc', 'rkrr'),
+    'interpolation': ('', 'nearest', 'bilinear', 'bicubic', 'box', 'hamming', 'lanczos'),
+    'train_interpolation': ('random', 'nearest', 'bilinear', 'bicubic', 'box', 'hamming', 'lanczos'),
+    'worker_seeding': ('all', 'part'),
+    'dist_bn': ('', 'broadcast', 'reduce'),
+    'lr_base_scale': ('', 'linear', 'sqrt'),
+}
 
 
 class TrainParser(argparse.ArgumentParser):
@@ -70,6 +84,11 @@ def add_synermix_args(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def synermix_loader_kwargs(args: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of `create_synermix_loader` that the SynerMix flags set."""
+    return dict(singletons=args.synermix_singletons, seed=args.seed)
+
+
 def synermix_task_kwargs(args: argparse.Namespace) -> dict[str, Any]:
     """The arguments of `SynerMixTask` that the SynerMix flags set."""
     return dict(
@@ -106,6 +125,7 @@ def parse_args(
     config = _load_config(parser, config_args.config) if config_args.config else {}
     args = parser.parse_args(remaining, namespace=argparse.Namespace(**config))
     args.config = config_args.config
+    args.data = args.data or config.get('data')  # argparse puts an absent positional back to its default
     with usage_errors(parser):
         check_args(args)
     return args, yaml.safe_dump(args.__dict__, default_flow_style=False)
@@ -156,6 +176,8 @@ def _convert(action: argparse.Action, value: Any) -> Any:
         if not isinstance(value, dict):
             raise ValueError(f'must be a mapping, got {value!r}')
         return value
+    if action.nargs == '?' and value is True:
+        return action.const
     if isinstance(action, argparse._StoreTrueAction):
         if not isinstance(value, bool):
             raise ValueError(f'must be true or false, got {value!r}')
@@ -199,28 +221,38 @@ def check_args(args: argparse.Namespace) -> None:
         value = getattr(args, name)
         if value is not None and not value >= lowest:
             raise ValueError(f'{_flag(name)} must be at least {lowest}, got {value}')
-    for name in _PROBABILITIES:
+    for name in _FRACTIONS:
         value = getattr(args, name)
         if value is not None and not 0 <= value <= 1:
             raise ValueError(f'{_flag(name)} must be in [0, 1], got {value}')
-    if args.clip_mode not in ('norm', 'value', 'agc'):
-        raise ValueError(f'--clip-mode must be norm, value or agc, got {args.clip_mode}')
-    if args.amp_dtype not in ('float16', 'bfloat16'):
-        raise ValueError(f'--amp-dtype must be float16 or bfloat16, got {args.amp_dtype}')
-    if args.model_dtype not in (None, 'float32', 'float16', 'bfloat16'):
-        raise ValueError(f'--model-dtype must be float32, float16 or bfloat16, got {args.model_dtype}')
+    for name in _PAIRS:
+        pair = getattr(args, name)
+        if pair is not None and not (len(pair) == 2 and 0 <= pair[0] <= pair[1]):
+            raise ValueError(f'{_flag(name)} must be two values, the lower one first, got {pair}')
+    for name, allowed in _ONE_OF.items():
+        if getattr(args, name) not in allowed:
+            names = ', '.join(filter(None, allowed))
+            raise ValueError(f'{_flag(name)} must be one of {names}, got {getattr(args, name)}')
     if args.amp and args.model_dtype not in (None, 'float32'):
         raise ValueError(f'--amp needs a float32 model, got --model-dtype {args.model_dtype}')
-    if args.mixup_mode not in ('batch', 'pair', 'elem', 'half'):
-        raise ValueError(f'--mixup-mode must be batch, pair, elem or half, got {args.mixup_mode}')
     if mixup_active(args) and args.batch_size % 2:
         raise ValueError(f'--batch-size must be even with --mixup or --cutmix, got {args.batch_size}')
     if args.resume == 'auto' and not args.experiment:
         raise ValueError('--resume auto needs --experiment, the folder to resume in')
     if args.torchscript and args.torchcompile:
         raise ValueError('--torchscript and --torchcompile exclude each other')
+    if args.split_bn and args.aug_splits < 2 and not args.resplit:
+        raise ValueError(f'--split-bn needs --aug-splits of 2 or more, or --resplit, got {args.aug_splits}')
+    if args.aug_splits == 1:
+        raise ValueError('--aug-splits must be 0, or 2 and more, got 1')
     if args.synermix:
         _check_synermix_args(args)
+    else:
+        defaults = argparse.ArgumentParser()
+        add_synermix_args(defaults)
+        for name, default in vars(defaults.parse_args([])).items():
+            if getattr(args, name) != default:
+                _logger.warning('%s has no effect without --synermix.', _flag(name))
 
 
 def _flag(dest: str) -> str:
@@ -235,16 +267,12 @@ def _check_synermix_args(args: argparse.Namespace) -> None:
         '--split-bn': args.split_bn,
         '--train-img-sizes': args.train_img_sizes,
         '--task multilabel': args.task == 'multilabel',
+        '--variable-batch-loss-scale': args.variable_batch_loss_scale != 'none',
         '--torchscript': args.torchscript,
     }
     for flag, value in excluded.items():
         if value:
             raise ValueError(f'--synermix and {flag} cannot be used together')
-    if args.synermix_beta is not None:
-        try:
-            check_beta(args.synermix_beta)
-        except ValueError as error:
-            raise ValueError(f'--synermix-beta: {error}') from error
     if args.batch_size < 2:
         raise ValueError(f'--batch-size must be at least 2 with --synermix, got {args.batch_size}')
 

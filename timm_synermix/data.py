@@ -14,7 +14,7 @@ from timm.data.distributed_sampler import RepeatAugSampler
 from timm.data.loader import MultiEpochsDataLoader, PrefetchLoader, _worker_init
 from torch import Tensor
 from torch import distributed as dist
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, Subset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, Subset, default_collate
 
 from timm_synermix.sampler import SupplementBatchSampler
 
@@ -61,7 +61,7 @@ def dataset_targets(dataset: Dataset) -> np.ndarray | None:
     `torch.utils.data.Subset` of these; the data set's `target_transform` is applied.
 
     Returns:
-        None if the data set cannot tell: a streaming data set, or one of a kind unknown here.
+        None if the data set cannot tell: a streaming data set, one of a kind unknown here, or without one class each.
     """
     if isinstance(dataset, Subset):
         targets = dataset_targets(dataset.dataset)
@@ -81,7 +81,8 @@ def dataset_targets(dataset: Dataset) -> np.ndarray | None:
     target_transform = getattr(dataset, 'target_transform', None)
     if target_transform is not None:
         labels = [target_transform(int(label)) for label in labels]
-    return np.asarray(labels, dtype=np.int64)
+    targets = np.asarray(labels)
+    return targets.astype(np.int64) if targets.ndim == 1 else None
 
 
 def create_synermix_loader(
@@ -90,6 +91,7 @@ def create_synermix_loader(
     batch_size: int,
     *,
     singletons: str = 'supplement',
+    clean_view: bool = True,
     seed: int = 42,
     clean_interpolation: str = 'bilinear',
     crop_pct: float | None = None,
@@ -129,7 +131,8 @@ def create_synermix_loader(
         batch_size: Images per batch on this rank, before supplements; at least 2.
         singletons: 'supplement' draws a second image for each class with one in the batch (paper step 1), 'keep' does
             not. A streaming data set can only keep.
-        seed: Seed of the order of the images and of the supplements.
+        clean_view: False leaves the clean views out: input is `[B, C, H, W]`, batches and order are as with them.
+        seed: Seed of the order of the images and of the supplements (with num_aug_repeats of the supplements alone).
         clean_interpolation: Interpolation of the clean view.
         crop_pct, crop_mode: Centre crop of the clean view.
         num_aug_repeats: Repeated augmentation, through timm's sampler.
@@ -154,18 +157,15 @@ def create_synermix_loader(
         raise ValueError(f'batch_size must be at least 2 to mix images within a class, got {batch_size}.')
     common = dict(mean=mean, std=std, use_prefetcher=use_prefetcher)
     erasing: dict[str, Any] = dict(re_prob=re_prob, re_mode=re_mode, re_count=re_count)
-    dataset.transform = TwoViewTransform(
-        clean=create_transform(
-            input_size, interpolation=clean_interpolation, crop_pct=crop_pct, crop_mode=crop_mode, **common
-        ),
-        augmented=create_transform(
-            input_size, is_training=True, no_aug=no_aug, **common, **erasing, **transform_kwargs
-        ),
+    clean = create_transform(
+        input_size, interpolation=clean_interpolation, crop_pct=crop_pct, crop_mode=crop_mode, **common
     )
+    augmented = create_transform(input_size, is_training=True, no_aug=no_aug, **common, **erasing, **transform_kwargs)
+    dataset.transform = TwoViewTransform(clean, augmented) if clean_view else augmented
 
     loader_kwargs: dict[str, Any] = dict(
         num_workers=num_workers,
-        collate_fn=two_view_collate,
+        collate_fn=two_view_collate if clean_view else default_collate,
         pin_memory=pin_memory,
         worker_init_fn=partial(_worker_init, worker_seeding=worker_seeding),
         persistent_workers=persistent_workers and num_workers > 0,
@@ -196,7 +196,7 @@ def create_synermix_loader(
         )
         loader_kwargs.update(batch_sampler=sampler)
         set_epoch = sampler.set_epoch
-    if set_epoch is not None and not hasattr(dataset, 'set_epoch'):
+    if set_epoch is not None and not hasattr(type(dataset), 'set_epoch'):
         dataset.set_epoch = set_epoch
 
     loader_class = MultiEpochsDataLoader if use_multi_epochs_loader else DataLoader
@@ -210,7 +210,7 @@ def create_synermix_loader(
         channels=input_size[0] if isinstance(input_size, (tuple, list)) and len(input_size) == 3 else len(mean),
         device=device or torch.device('cuda'),
         img_dtype=img_dtype,
-        re_num_splits=2,  # erase in the second half of a batch only: the augmented views
+        re_num_splits=2 if clean_view else 0,  # erase in the second half of a batch only: the augmented views
         **({} if no_aug else erasing),
     )
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
-from collections.abc import Sequence
 from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image
 from timm import data as timm_data
+from timm.data.dataset_factory import _search_split
 from timm.data.readers.reader import Reader
 
 from timm_synermix.data import dataset_targets
+
+_logger = logging.getLogger(__name__)
 
 
 class DigitsReader(Reader):
@@ -33,7 +36,9 @@ class DigitsReader(Reader):
 
         splits = {'train': 0, 'validation': 1, 'val': 1, 'valid': 1, 'test': 1, 'eval': 1}
         if split not in splits:
-            raise ValueError(f"split of sklearn/digits must be 'train' or 'validation', got '{split}'.")
+            raise ValueError(
+                f"--train-split and --val-split of sklearn/digits must be 'train' or 'validation', got '{split}'."
+            )
         digits = load_digits()
         parts = train_test_split(np.arange(len(digits.target)), test_size=450, stratify=digits.target, random_state=0)
         indices = np.sort(parts[splits[split]])
@@ -57,7 +62,7 @@ def create_dataset(name: str, root: str | None = None, split: str = 'validation'
     """`timm.data.create_dataset`, which also knows `sklearn/digits`, with plain errors.
 
     Raises:
-        ValueError: The folder does not exist or has no images.
+        ValueError: The folder does not exist, or has no images or not the split.
     """
     if name.lower() == 'sklearn/digits':
         return timm_data.ImageDataset(
@@ -66,10 +71,7 @@ def create_dataset(name: str, root: str | None = None, split: str = 'validation'
     if name.lower().startswith('sklearn/'):
         raise ValueError(f"--dataset: of scikit-learn there is only 'sklearn/digits', got '{name}'.")
     if '/' not in name:  # an image folder or tar; other kinds know by themselves where their data are
-        if not root:
-            raise ValueError('--data-dir must name the folder of the images, got none.')
-        if not os.path.exists(root):
-            raise ValueError(f"--data-dir must be a folder or tar file that exists, got '{root}'.")
+        _check_folder(root, split)
     try:
         return timm_data.create_dataset(name, root=root, split=split, **kwargs)
     except RuntimeError as error:
@@ -78,25 +80,45 @@ def create_dataset(name: str, root: str | None = None, split: str = 'validation'
         raise ValueError(f"--data-dir: there are no images for split '{split}' in '{root}'. {error}") from error
 
 
-def check_classes(dataset: Any, num_classes: int) -> None:
-    """Refuse a training set that a classifier of num_classes cannot learn.
+def check_classes(train: Any, validation: Any, num_classes: int) -> None:
+    """Refuse data that a classifier of num_classes cannot learn; warn if the two sets number their classes differently.
 
-    A data set that does not tell its labels (see `dataset_targets`) passes.
+    A data set that does not tell its labels (see `dataset_targets`) passes, as does None.
 
     Raises:
-        ValueError: It has one class only, or more classes than num_classes.
+        ValueError: The training set has one class only, or either set has more classes than num_classes.
     """
-    targets = dataset_targets(dataset)
-    if targets is None:
-        return
-    if len(np.unique(targets)) < 2:
-        raise ValueError(f'The training set must have at least two classes, got one: {_class_names(dataset)}.')
-    if targets.max() >= num_classes:
-        raise ValueError(
-            f'--num-classes must cover all {targets.max() + 1} classes of the training set, got {num_classes}.'
+    for name, dataset in (('training', train), ('validation', validation)):
+        targets = None if dataset is None else dataset_targets(dataset)
+        if targets is None or len(targets) == 0:
+            continue
+        if targets.max() >= num_classes:
+            raise ValueError(
+                f'--num-classes must cover all {targets.max() + 1} classes of the {name} set, got {num_classes}.'
+            )
+        if dataset is train and len(np.unique(targets)) < 2:
+            raise ValueError(
+                f'--data-dir: the training set must have at least two classes, got one: {list(_classes(train))}.'
+            )
+    unknown = {name for name, index in _classes(validation).items() if _classes(train).get(name) != index}
+    if unknown and _classes(train):
+        _logger.warning(
+            'The validation set numbers classes otherwise than the training set, so its accuracy means little: %s.',
+            ', '.join(sorted(unknown)[:5]),
         )
 
 
-def _class_names(dataset: Any) -> Sequence[str]:
+def _classes(dataset: Any) -> dict[str, int]:
     reader = getattr(dataset, 'reader', dataset)
-    return list(getattr(reader, 'class_to_idx', {}))
+    return getattr(reader, 'class_to_idx', None) or getattr(reader, 'class_name_to_idx', None) or {}
+
+
+def _check_folder(root: str | None, split: str) -> None:
+    if not root:
+        raise ValueError('--data-dir must name the folder of the images, got none.')
+    if not os.path.exists(root):
+        raise ValueError(f"--data-dir must be a folder or tar file that exists, got '{root}'.")
+    # timm takes the folder itself for a split it does not find: fine for a folder of classes, not for one of splits
+    splits = [name for name in ('train', 'training', 'val', 'validation') if os.path.isdir(os.path.join(root, name))]
+    if splits and os.path.isdir(root) and os.path.samefile(_search_split(root, split), root):
+        raise ValueError(f"--data-dir: '{root}' has no split '{split}', only {', '.join(splits)}.")

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 _logger = logging.getLogger('train')
 
+_BAR = '{desc} {percentage:3.0f}% {n_fmt}/{total_fmt} [{elapsed}<{remaining}] {postfix}'
 _TRAIN_NAMES = {'loss': 'Loss', 'intra_loss': 'Intra', 'inter_loss': 'Inter'}
 
 
@@ -30,12 +31,14 @@ class LossMeter:
         self._sums: dict[str, Tensor] = {}
         self._last: dict[str, Tensor] = {}
         self._count = 0
+        # float64 keeps a long epoch's sum exact; Apple's GPUs have none
+        self._dtype = torch.float32 if accelerator.device.type == 'mps' else torch.float64
 
     def update(self, result: Mapping[str, Tensor], count: int) -> None:
         """Add the scalars of one batch of count samples."""
         self._last = {name: value.detach() for name, value in result.items() if value.ndim == 0}
         for name, value in self._last.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value.float() * count
+            self._sums[name] = self._sums.get(name, 0.0) + value.to(self._dtype) * count
         self._count += count
 
     def last(self) -> dict[str, float]:
@@ -49,7 +52,7 @@ class LossMeter:
     def reduce(self) -> dict[str, float]:
         """The means so far over all processes; every process must call it."""
         names = list(self._sums)
-        count = torch.tensor([float(self._count)], device=self.accelerator.device)
+        count = torch.tensor([self._count], device=self.accelerator.device, dtype=self._dtype)
         totals = torch.cat([torch.stack([self._sums[name] for name in names]), count])
         *sums, count = self.accelerator.reduce(totals, reduction='sum').tolist()
         return {name: value / count for name, value in zip(names, sums, strict=True)}
@@ -70,7 +73,8 @@ class TrainProgress:
         self.samples = self.interval_samples = self.interval_updates = 0
         self.data_time = 0.0
         watched = args.rank == 0 and sys.stderr.isatty()
-        self.bar = tqdm(total=updates, desc=f'Train {epoch}', unit='update', leave=False) if watched else None
+        self.bar = tqdm(total=updates, desc=f'Train {epoch}', bar_format=_BAR, leave=False) if watched else None
+        self.bar_refreshed = 0.0
 
     def update(self, update: int, samples: int, data_time: float, meter: LossMeter, lr: float) -> bool:
         """Note one optimizer update. Returns whether it was reported, as every log_interval-th and the last are."""
@@ -79,25 +83,26 @@ class TrainProgress:
         self.interval_updates += 1
         self.data_time += data_time
         report = update % self.args.log_interval == 0 or update == self.updates - 1
-        if self.args.rank == 0:
-            if self.bar is not None:
-                self.bar.update()
-            if report:
-                self._report(update, meter, lr)
+        if self.bar is not None:
+            self._update_bar(self.bar, meter)
+        elif self.args.rank == 0 and report:
+            self._log(update, meter, lr)
         if report:
             self.mark, self.interval_samples, self.interval_updates = time.time(), 0, 0
         return report
 
-    def _report(self, update: int, meter: LossMeter, lr: float) -> None:
+    def _update_bar(self, bar: tqdm, meter: LossMeter) -> None:
+        now = time.time()
+        if now - self.bar_refreshed > 1:  # reading the losses waits for the device: once a second is enough
+            self.bar_refreshed = now
+            losses = ' '.join(f'{_TRAIN_NAMES.get(name, name)} {value:.3f}' for name, value in meter.mean().items())
+            bar.set_postfix_str(f'{losses} {self.samples / (now - self.start):.0f} img/s', refresh=False)
+        bar.update()
+
+    def _log(self, update: int, meter: LossMeter, lr: float) -> None:
         now = time.time()
         last, mean = meter.last(), meter.mean()
         rate = self.samples / (now - self.start)
-        if self.bar is not None:
-            self.bar.set_postfix_str(
-                ', '.join(f'{_TRAIN_NAMES.get(name, name)} {value:.4g}' for name, value in mean.items())
-                + f', {rate:.1f} img/s'
-            )
-            return
         losses = '  '.join(f'{_TRAIN_NAMES.get(name, name)}: {last[name]:#.3g} ({mean[name]:#.3g})' for name in mean)
         interval = now - self.mark
         _logger.info(
@@ -149,26 +154,26 @@ def append_summary(path: str, row: Mapping[str, float]) -> None:
         writer.writerow(row)
 
 
-def start_trackers(accelerator: Accelerator, args: argparse.Namespace, output_dir: str | None) -> None:
+def start_trackers(accelerator: Accelerator, args: argparse.Namespace, output_dir: str) -> None:
     """Start the Weights & Biases run of --log-wandb; without an account it is logged offline."""
     if not args.log_wandb:
         return
-    wandb_kwargs: dict[str, Any] = dict(
-        name=output_dir and os.path.basename(output_dir), dir=output_dir, tags=args.wandb_tags
-    )
+    import wandb
+
+    wandb_kwargs: dict[str, Any] = dict(name=args.experiment, dir=output_dir, tags=args.wandb_tags)
     if args.wandb_resume_id:
         wandb_kwargs.update(id=args.wandb_resume_id, resume='must')
-    if accelerator.is_main_process and 'WANDB_MODE' not in os.environ:
-        import wandb
-
-        if not wandb.login(prompt=False):
-            wandb_kwargs['mode'] = 'offline'
-            _logger.info('No Weights & Biases account is set up: logging offline; `wandb sync` uploads %s.', output_dir)
+    offline = 'WANDB_MODE' not in os.environ and not wandb.login(prompt=False)
+    if offline:
+        wandb_kwargs['mode'] = 'offline'
     accelerator.init_trackers(
-        args.wandb_project or args.experiment or 'timm-synermix',
+        args.wandb_project or 'timm-synermix',
         config={name: value for name, value in vars(args).items() if isinstance(value, (str, int, float, list))},
         init_kwargs={'wandb': wandb_kwargs},
     )
+    if offline:
+        folder = os.path.dirname(accelerator.get_tracker('wandb', unwrap=True).dir)
+        _logger.info(f'No Weights & Biases account is set up, logging offline. To upload: wandb sync {folder}')
 
 
 def print_results(results: list[dict[str, Any]], metric: str, decreasing: bool) -> None:
