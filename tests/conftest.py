@@ -76,7 +76,8 @@ class TrainResult:
 
     def summary(self) -> list[dict[str, float]]:
         header, *rows = (self.folder / 'summary.csv').read_text().split()
-        return [dict(zip(header.split(','), map(float, row.split(',')), strict=True)) for row in rows]
+        values = ([float(value or 'nan') for value in row.split(',')] for row in rows)
+        return [dict(zip(header.split(','), row, strict=True)) for row in values]
 
     def checkpoint(self, name: str = 'last') -> dict:
         return torch.load(self.folder / f'{name}.pth.tar', weights_only=False)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import timm.data
 import torch
+from conftest import make_image_folder
 from PIL import Image
 from timm.data import create_transform
 from torch.utils.data import Subset
@@ -230,3 +231,35 @@ def test_too_few_or_too_many_classes(image_folder):
     one = create_dataset('', root=str(image_folder / 'train' / 'a'))
     with pytest.raises(ValueError, match='at least two classes, got one'):
         check_classes(one, None, 4)
+
+
+def test_validation_classes_are_checked(tmp_path, caplog):
+    root = make_image_folder(tmp_path, {'train': {'b': 2, 'c': 2}, 'validation': {'a': 1, 'b': 1, 'c': 1}})
+    train, validation = (create_dataset('', root=str(root), split=split) for split in ('train', 'validation'))
+    with pytest.raises(ValueError, match='must cover all 3 classes of the validation set, got 2'):
+        check_classes(train, validation, 2)
+    check_classes(train, validation, 3)
+    assert 'numbers classes otherwise' in caplog.text
+    caplog.clear()
+    check_classes(train, train, 2)
+    assert not caplog.text
+
+
+def test_a_split_that_is_not_there_is_not_replaced_by_everything(image_folder, tmp_path):
+    assert len(create_dataset('', root=str(image_folder), split='val')) == 10  # a synonym of validation
+    assert len(create_dataset('', root=str(image_folder / 'train'), split='validation')) == 19  # a folder of classes
+    for split in ('trian', 'test'):
+        with pytest.raises(ValueError, match=f"has no split '{split}', only train, validation"):
+            create_dataset('', root=str(image_folder), split=split)
+
+
+def test_without_clean_views_the_batches_are_the_same(image_folder):
+    _, loader = load(image_folder, no_aug=True, interpolation='bilinear')
+    expected = [(x[len(y) :], y) for x, y in loader]
+    for use_prefetcher in (True, False):
+        _, loader = load(
+            image_folder, no_aug=True, interpolation='bilinear', clean_view=False, use_prefetcher=use_prefetcher
+        )
+        for (x, y), (augmented, target) in zip(loader, expected, strict=True):
+            assert torch.equal(y, target)
+            torch.testing.assert_close(x, augmented, atol=1e-5, rtol=1e-5)

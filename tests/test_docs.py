@@ -39,18 +39,41 @@ def timm_script(image_folder):
     )
 
 
-def test_three_lines_in_timm_s_script(timm_script):
-    flags, loader, task = snippets('docs/integrate.md')[:3]
+@pytest.mark.parametrize('prefetcher', [True, False])
+def test_three_changes_to_timm_s_script(timm_script, prefetcher):
+    flags, loader, task, off = snippets('docs/integrate.md')[:4]
     exec(flags, timm_script)
-    timm_script['args'] = timm_script['parser'].parse_args(['--synermix'], namespace=timm_script['args'])
+    given = ['--synermix', '--synermix-singletons', 'keep', '--synermix-num-mixed', '2', '--synermix-off-epoch', '1']
+    timm_script['args'] = args = timm_script['parser'].parse_args(given, namespace=timm_script['args'])
+    args.prefetcher, args.mixup_off_epoch = prefetcher, 2
+    timm_script['mixup_fn'] = 'timm_s own'
     exec(loader, timm_script)
     exec(task, timm_script)
-    timm_script['dataset_train'].set_epoch(1)
-    assert timm_script['loader_train'].batch_sampler.epoch == 1
-    for input, target in timm_script['loader_train']:
-        result = timm_script['task'](input, target)
-        result['loss'].backward()
-        assert {'loss', 'output', 'intra_loss', 'inter_loss'} == result.keys()
+    task, loader = timm_script['task'], timm_script['loader_train']
+    assert task.num_mixed == 2
+    assert not loader.batch_sampler.supplement
+    assert timm_script['mixup_fn'] is None
+    losses = {'intra_loss', 'inter_loss'}
+    for epoch in range(3):
+        timm_script['epoch'] = epoch
+        timm_script['dataset_train'].set_epoch(epoch)
+        exec(off, timm_script)
+        assert loader.batch_sampler.epoch == epoch
+        for input, target in loader:
+            result = task(input, target)
+            result['loss'].backward()
+            assert losses & result.keys() == (losses if epoch == 0 else {'inter_loss'})
+        assert task.mixup_fn.mixup_enabled == (epoch < 2)
+
+
+def test_without_the_flag_nothing_changes(timm_script):
+    flags, loader, task, _ = snippets('docs/integrate.md')[:4]
+    exec(flags, timm_script)
+    timm_script['args'] = timm_script['parser'].parse_args([], namespace=timm_script['args'])
+    exec(loader, timm_script)
+    exec(task, timm_script)
+    assert 'loader_train' not in timm_script
+    assert 'task' not in timm_script
 
 
 def test_bare_loop(image_folder):
@@ -58,7 +81,7 @@ def test_bare_loop(image_folder):
         create_dataset('', root=str(image_folder), split='train'), 32, 8, num_workers=0, device=torch.device('cpu')
     )
     scope = dict(batches=[(*x.chunk(2), y) for x, y in loader])
-    for snippet in snippets('docs/integrate.md')[3:]:
+    for snippet in snippets('docs/integrate.md')[4:]:
         exec(snippet, scope)
     assert scope['loss'].isfinite()
     feature = scope['hook'](scope['clean'])[1]
@@ -68,9 +91,9 @@ def test_bare_loop(image_folder):
     torch.testing.assert_close(scope['logits'], by_hand)  # the two ways agree where both apply
 
 
-def test_readme_code(image_folder):
-    for snippet in snippets('README.md'):
-        compile(snippet, 'README.md', 'exec')
+def test_readme_code():
+    (snippet,) = snippets('README.md')
+    exec(snippet, {})
 
 
 def test_readme_names_every_synermix_flag_and_what_is_left_out():

@@ -1,15 +1,19 @@
 """train.py as a user runs it, on a few images."""
 
+import io
+import json
 import sys
 
 import pytest
 import timm
 import torch
-from safetensors.torch import load_file
-from timm.task import ClassificationTask, resume_task_checkpoint
+from conftest import SMALL, make_image_folder
+from safetensors.torch import load_file, save_file
+from timm.task import ClassificationEvaluator, ClassificationTask, resume_task_checkpoint
 from torch import nn
 
 import train
+from timm_synermix import SynerMixTask, build
 
 FILES = {
     'args.yaml',
@@ -139,6 +143,8 @@ def test_flags_that_work_with_synermix(run_train, flags):
     run = run_train('--synermix', *flags)
     (row,) = run.summary()
     assert 0 < row['train_loss'] < 10
+    written = {'--save-images': 'train-batch-0.jpg', '--recovery-interval': 'recovery-0-2.pth.tar'}
+    assert (run.folder / written.get(flags[0], 'last.pth.tar')).exists()
     beta = flags[1] if flags[0] == '--synermix-beta' else None
     assert ('train_intra_loss' in row) == (beta != '0')
     assert ('train_inter_loss' in row) == (beta != '1')
@@ -173,10 +179,6 @@ def test_distillation(run_train, monkeypatch, kind):
 @pytest.mark.filterwarnings('ignore::DeprecationWarning')
 def test_multilabel(run_train, tmp_path):
     pytest.importorskip('datasets', reason='needs the package datasets')
-    import json
-
-    from conftest import make_image_folder
-
     root = make_image_folder(tmp_path / 'images', {'train': {'': 12}, 'validation': {'': 4}})
     for split, count in (('train', 12), ('validation', 4)):
         rows = [dict(file_name=f'{i}.png', labels=[i % 3, 3] if i % 2 else [i % 3]) for i in range(count)]
@@ -185,15 +187,6 @@ def test_multilabel(run_train, tmp_path):
     for flags in ([], ['--mixup', '0.5'], ['--mixup', '0.5', '--no-prefetcher']):
         run = run_train('--task', 'multilabel', '--num-classes', '4', *flags, data=data)
         assert {'eval_map', 'eval_macro_f1'} <= run.summary()[0].keys()
-
-
-@pytest.mark.parametrize('synermix', [[], ['--synermix', '--mixup', '0.5']], ids=['plain', 'synermix'])
-def test_gradient_accumulation_weighs_every_window_alike(run_train, synermix):
-    """3 batches in windows of 2 are 2 updates; with --opt-kwargs untouched SGD both windows move the weights."""
-    run = run_train('--grad-accum-steps', '2', '--sched', 'none', '--lr', '0.1', *synermix)
-    step = run.checkpoint()['optimizer']['state']
-    assert all(state['momentum_buffer'].isfinite().all() for state in step.values())
-    assert len(run.summary()) == 1
 
 
 def test_accumulated_gradients_are_the_mean_over_batches():
@@ -282,9 +275,6 @@ def test_milestones_and_evaluation_interval(run_train):
 
 def test_synermix_and_mixup_can_be_turned_off(run_train, monkeypatch):
     shapes = []
-    original = train.SynerMixTask.forward if hasattr(train, 'SynerMixTask') else None
-    from timm_synermix import SynerMixTask
-
     original = SynerMixTask.forward
 
     def forward(self, input, target):
@@ -335,8 +325,6 @@ def test_image_size_reaches_models_of_fixed_size(run_train):
 
 @pytest.mark.parametrize('suffix', ['pth', 'safetensors'])
 def test_initial_weights_from_a_file(run_train, tmp_path, suffix):
-    from safetensors.torch import save_file
-
     state = timm.create_model('test_efficientnet', num_classes=4).state_dict()
     path = tmp_path / f'weights.{suffix}'
     save_file(state, path) if suffix == 'safetensors' else torch.save(state, path)
@@ -364,6 +352,8 @@ BAD = {
     'float16': (['--amp'], '--amp on the CPU needs --amp-dtype bfloat16'),
     'resume': (['--resume', '/nowhere.pth.tar'], '--resume must be a checkpoint file'),
     'weights': (['--initial-checkpoint', '/nowhere.pth'], '--initial-checkpoint must be a file of weights'),
+    'few images': (['--batch-size', '32'], '--batch-size must be at most the number of training'),
+    'split': (['--val-split', 'tset'], "has no split 'tset', only train, validation"),
     'output': (['--output', '/dev/null/runs'], "--output: cannot write to the run's folder /dev/null/runs/run"),
     'no checkpoint': (['--resume', '{root}/train/a/0.png'], '--resume: '),
     'policy': (['--aa', 'nonsense'], 'Unknown AA policy nonsense'),
@@ -381,8 +371,9 @@ BAD = {
 @pytest.mark.parametrize('name', BAD)
 def test_bad_input(run_train, image_folder, tmp_path, capsys, name):
     flags, message = BAD[name]
+    flags = [flag.format(root=image_folder) for flag in flags]
     with pytest.raises(SystemExit) as error:
-        run_train('--synermix', *(flag.format(root=image_folder) for flag in flags))
+        run_train(*([] if name == 'few images' else ['--synermix']), *flags)
     assert error.value.code == 2
     text = capsys.readouterr().err
     assert message in text
@@ -412,7 +403,137 @@ def test_wandb_offline(run_train, tmp_path):
     assert list((run.folder / 'wandb').glob('offline-run-*/run-*.wandb'))
 
 
-def test_progress_bar_for_a_person(run_train, monkeypatch, capsys):
-    monkeypatch.setattr(sys.stderr, 'isatty', lambda: True, raising=False)
-    run = run_train('--synermix', '--epochs', '1')
-    assert run.results
+@pytest.mark.parametrize('watched', [True, False])
+def test_a_bar_for_a_person_and_log_lines_otherwise(run_train, monkeypatch, caplog, watched):
+    shown = io.StringIO()
+    shown.isatty = lambda: watched
+    monkeypatch.setattr(sys, 'stderr', shown)
+    run_train('--synermix')
+    assert ('Train 0  33% 1/3' in shown.getvalue()) == watched
+    assert ('Loss' in shown.getvalue() and 'Intra' in shown.getvalue() and 'img/s' in shown.getvalue()) == watched
+    assert ('Train: 0 [   0/3 ( 33%)]  Loss: ' in caplog.text) == (not watched)
+
+
+# Flags reach the place where they act
+
+
+def build_run(monkeypatch, tmp_path, image_folder, *flags):
+    data = ['--data-dir', str(image_folder), '--num-classes', '4', '--output', str(tmp_path), '--experiment', 'built']
+    monkeypatch.setattr(sys, 'argv', ['train.py', *SMALL, *data, *flags])
+    return train.build(*train._parse_args())
+
+
+def test_synermix_flags_reach_the_task_and_the_loader(run_train, monkeypatch):
+    seen = {}
+
+    def spy(name, original):
+        monkeypatch.setattr(build, name, lambda *args, **kwargs: seen.update(kwargs) or original(*args, **kwargs))
+
+    spy('SynerMixTask', build.SynerMixTask)
+    spy('create_synermix_loader', build.create_synermix_loader)
+    given = dict(beta='0.3', num_mixed='2', forward='fused', singletons='keep')
+    flags = [part for name, value in given.items() for part in (f'--synermix-{name.replace("_", "-")}', value)]
+    run_train('--synermix', *flags, '--crop-pct', '0.7', '--interpolation', 'bilinear', '--seed', '5')
+    expected = dict(beta=0.3, num_mixed=2, fused=True, singletons='keep', seed=5)
+    expected.update(crop_pct=0.7, clean_interpolation='bilinear')
+    assert {name: seen[name] for name in expected} == expected
+
+
+def test_the_average_follows_the_weights(run_train):
+    state = run_train('--synermix', '--model-ema', '--model-ema-decay', '0').checkpoint()
+    assert_same_weights(state['state_dict'], state['state_dict_ema'])
+    state = run_train('--synermix', '--model-ema', '--model-ema-decay', '1').checkpoint()
+    name = 'classifier.weight'
+    assert not torch.equal(state['state_dict'][name], state['state_dict_ema'][name])
+
+
+def test_the_schedule_steps_per_update(run_train):
+    flags = ['--lr', '0.1', '--warmup-epochs', '0', '--epochs', '2', '--stop-epoch', '1']
+    assert run_train(*flags).summary()[0]['lr'] == pytest.approx(0.1)
+    assert run_train(*flags, '--sched-on-updates').summary()[0]['lr'] == pytest.approx(0.05)  # cosine, half way
+
+
+@pytest.mark.parametrize('mode', ['norm', 'value'])
+def test_gradients_are_clipped(run_train, mode):
+    flags = ['--weight-decay', '0', '--sched', 'none']
+    still = run_train(*flags, '--lr', '0').checkpoint()['state_dict']
+    clipped = run_train(*flags, '--lr', '1', '--clip-grad', '1e-9', '--clip-mode', mode).checkpoint()['state_dict']
+    torch.testing.assert_close(clipped['classifier.weight'], still['classifier.weight'], atol=1e-6, rtol=0)
+    moved = run_train(*flags, '--lr', '1').checkpoint()['state_dict']
+    assert (moved['classifier.weight'] - still['classifier.weight']).abs().max() > 1e-3
+
+
+def test_resume_brings_the_optimizer_back(run_train, monkeypatch, tmp_path, image_folder):
+    saved = run_train('--synermix')
+    path = str(saved.folder / 'last.pth.tar')
+    state = build_run(monkeypatch, tmp_path, image_folder, '--epochs', '2', '--resume', path).optimizer.state_dict()
+    for i, expected in saved.checkpoint()['optimizer']['state'].items():
+        assert torch.equal(state['state'][i]['momentum_buffer'], expected['momentum_buffer'])
+    fresh = build_run(monkeypatch, tmp_path, image_folder, '--epochs', '2', '--resume', path, '--no-resume-opt')
+    assert not fresh.optimizer.state_dict()['state']
+
+
+@pytest.mark.parametrize(
+    ('flags', 'expected'),
+    [
+        ([], 0.1 * 8 / 256),
+        (['--grad-accum-steps', '4'], 0.1 * 32 / 256),
+        (['--opt', 'adamw'], 0.1 * (8 / 256) ** 0.5),
+        (['--opt', 'adamw', '--lr-base-scale', 'linear', '--lr-base', '0.2'], 0.2 * 8 / 256),
+        (['--lr', '0.7'], 0.7),
+    ],
+)
+def test_learning_rate_scales_with_the_batch(flags, expected):
+    args = train.parser.parse_args(['-b', '8', *flags])
+    args.world_size = 1
+    assert build.resolve_lr(args) == pytest.approx(expected)
+    args.world_size = 2
+    scale = 2**0.5 if flags == ['--opt', 'adamw'] else 1 if '--lr' in flags else 2
+    assert build.resolve_lr(args) == pytest.approx(scale * expected)
+
+
+@pytest.mark.filterwarnings('ignore:PlateauLRScheduler is deprecated:FutureWarning')
+def test_plateau_lowers_the_loss_when_there_is_no_validation(monkeypatch, tmp_path, image_folder):
+    run = build_run(monkeypatch, tmp_path, image_folder, '--sched', 'plateau', '--val-split', '')
+    assert run.scheduler.lr_scheduler.mode == 'min'
+
+
+def test_mixup_in_the_collate_function_ends_at_its_epoch(run_train, monkeypatch):
+    mixed = []
+    original = ClassificationTask.forward
+
+    def forward(self, input, target):
+        mixed.append(bool(((target > 0) & (target < 1)).any()))
+        return original(self, input, target)
+
+    monkeypatch.setattr(ClassificationTask, 'forward', forward)
+    run_train('--mixup', '1', '--mixup-off-epoch', '1', '--smoothing', '0', '--epochs', '2', '-j', '1')
+    assert mixed == [True] * 2 + [False] * 2
+
+
+def test_channels_last_reaches_the_model(run_train, monkeypatch):
+    layouts = []
+    original = SynerMixTask.forward
+
+    def forward(self, input, target):
+        layouts.append(input.is_contiguous(memory_format=torch.channels_last))
+        return original(self, input, target)
+
+    monkeypatch.setattr(SynerMixTask, 'forward', forward)
+    run_train('--synermix', '--channels-last')
+    assert all(layouts)
+
+
+def test_augmented_copies_are_averaged_in_evaluation():
+    logits = torch.tensor([[2.0, 0.0], [0.0, 1.0], [0.0, 3.0], [1.0, 0.0]])
+    target = torch.tensor([0, 0, 1, 1])
+    accelerator = train.create_accelerator(train.parser.parse_args(['--device', 'cpu']))
+    batches = [(logits, target)]
+    for tta, top1 in ((0, 50.0), (2, 100.0)):
+        metrics = train.evaluate(accelerator, nn.Identity(), batches, ClassificationEvaluator('cpu'), tta=tta)
+        assert metrics['top1'] == top1
+
+
+def test_repeated_augmentation_goes_on_without_synermix(run_train):
+    flags = ['--synermix', '--aug-repeats', '3', '--synermix-off-epoch', '1', '--epochs', '2', '-b', '32']
+    assert len(run_train(*flags).summary()) == 2

@@ -92,12 +92,12 @@ class TrainProgress:
         return report
 
     def _update_bar(self, bar: tqdm, meter: LossMeter) -> None:
+        bar.update()
         now = time.time()
         if now - self.bar_refreshed > 1:  # reading the losses waits for the device: once a second is enough
             self.bar_refreshed = now
             losses = ' '.join(f'{_TRAIN_NAMES.get(name, name)} {value:.3f}' for name, value in meter.mean().items())
-            bar.set_postfix_str(f'{losses} {self.samples / (now - self.start):.0f} img/s', refresh=False)
-        bar.update()
+            bar.set_postfix_str(f'{losses} {self.samples / (now - self.start):.0f} img/s')
 
     def _log(self, update: int, meter: LossMeter, lr: float) -> None:
         now = time.time()
