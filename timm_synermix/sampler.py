@@ -19,7 +19,7 @@ class SupplementBatchSampler(Sampler[list[int]]):
     - The batches of an epoch are a pure function of (wrapped sampler's order, seed, epoch, rank), computed afresh for
       each epoch; nothing is carried over. The epoch is the wrapped sampler's, so one `set_epoch` moves both.
     - The last batch is not dropped and not left small: the epoch is cut into `ceil(n / batch_size)` nearly equal
-      batches, of even size as far as possible.
+      batches, of even size as far as possible: with an odd batch_size some have one image more.
     - timm's Mixup pairs a batch with its flip. So the batch size is made even, by one more image of a class that is
       there, and the order inside a batch is random.
     - A class with a single image in the whole data set stays alone: it mixes with itself, that is, not at all.
