@@ -97,7 +97,7 @@ def main() -> None:
             run = build(args, args_text)
         fit(run)
     except KeyboardInterrupt:
-        if args.rank == 0:
+        if getattr(args, 'rank', 0) == 0:  # a run that is not built yet has no rank
             _logger.info(f'Interrupted. {how_to_continue(args)}')
         sys.exit(130)  # the shell's code for SIGINT
     if args.rank == 0:

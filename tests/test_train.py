@@ -381,6 +381,14 @@ def test_bad_input(run_train, image_folder, tmp_path, capsys, name):
     assert not (tmp_path / 'run').exists()
 
 
+def test_ctrl_c_while_building(run_train, monkeypatch, caplog):
+    monkeypatch.setattr(train, 'create_accelerator', lambda args: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(SystemExit) as error:
+        run_train()
+    assert error.value.code == 130
+    assert 'nothing to continue' in caplog.text
+
+
 @pytest.mark.parametrize('when', [0, 1])
 def test_ctrl_c_says_how_to_continue(run_train, tmp_path, monkeypatch, caplog, when):
     original = train.train_one_epoch
