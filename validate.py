@@ -6,9 +6,7 @@ python validate.py --data-dir DIR --model resnet50 --checkpoint output/train/RUN
 
 import argparse
 import json
-import logging
 import os
-from pickle import UnpicklingError
 from typing import Any
 
 import safetensors.torch
@@ -21,13 +19,13 @@ from timm.task import ClassificationEvaluator
 from timm.utils import ParseKwargs, setup_default_logging
 from torch import Tensor
 
+from timm_synermix.checkpoint import load_errors
 from timm_synermix.cli import TrainParser, usage_errors
 from timm_synermix.datasets import check_classes, create_dataset
 from timm_synermix.evaluate import evaluate
 from timm_synermix.metrics import InterClassDistance, IntraClassDistance
 from timm_synermix.models import build_classifier, check_weights_file
 
-_logger = logging.getLogger('validate')
 parser = TrainParser(
     description='Evaluate an image classifier.', formatter_class=argparse.ArgumentDefaultsHelpFormatter
 )
@@ -85,11 +83,8 @@ def build(args: argparse.Namespace, device: torch.device) -> tuple[Any, Any]:
     """The model with its weights, and the loader of its evaluation images."""
     model = build_classifier(create_model, args, pretrained=args.pretrained, num_classes=args.num_classes)
     if args.checkpoint:
-        try:
+        with load_errors(f'--checkpoint: {args.checkpoint} cannot be loaded into {args.model}'):
             load_checkpoint(model, args.checkpoint, use_ema=args.use_ema)
-        except (RuntimeError, EOFError, UnpicklingError) as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise ValueError(f'--checkpoint: {args.checkpoint} cannot be loaded into {args.model}: {reason}') from error
     config = resolve_input_data_config(model, args=vars(args), use_test_size=True)
     dataset = create_dataset(
         args.dataset,

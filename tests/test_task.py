@@ -11,6 +11,7 @@ from timm.utils import CheckpointSaver
 from torch import nn
 
 from timm_synermix import SynerMixTask
+from timm_synermix.functional import row_weight
 from timm_synermix.mixup import HalfMixup, create_mixup
 
 B, CLASSES = 8, 5
@@ -50,18 +51,11 @@ def intra_loss_by_loop(model, clean, weight, criterion):
 def fixed_draws(monkeypatch):
     """Put known draws in place of the task's random ones."""
     draws = torch.rand(B, dtype=torch.float64) + 0.1
-    original = timm_synermix_weight()
     monkeypatch.setattr(
-        'timm_synermix.task.intra_class_weight',
-        lambda target, num_mixed, generator: original(target, num_mixed=num_mixed, weight=draws),
+        'timm_synermix.task.row_weight',
+        lambda row, num_mixed, generator: row_weight(row, num_mixed=num_mixed, weight=draws),
     )
     return draws
-
-
-def timm_synermix_weight():
-    from timm_synermix.functional import intra_class_weight
-
-    return intra_class_weight
 
 
 CRITERIA = {

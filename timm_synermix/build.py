@@ -47,12 +47,10 @@ def create_accelerator(args: argparse.Namespace) -> Accelerator:
         raise ValueError('--sync-bn needs a GPU, got --device cpu')
     if index:
         os.environ['ACCELERATE_TORCH_DEVICE'] = device
-    precision = (
-        {'float16': 'fp16', 'bfloat16': 'bf16'}[args.amp_dtype] if args.amp else None
-    )  # None: Accelerate's config
+    precision = {'float16': 'fp16', 'bfloat16': 'bf16'}
     accelerator = Accelerator(
         cpu=kind == 'cpu',
-        mixed_precision=precision,
+        mixed_precision=precision[args.amp_dtype] if args.amp else None,  # None leaves it to Accelerate's configuration
         log_with='wandb' if args.log_wandb else None,
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=not args.no_ddp_bb)],
     )
@@ -154,9 +152,12 @@ def create_train_loader(
         worker_seeding=args.worker_seeding,
     )
     if args.synermix:
+        synermix_kwargs = synermix_loader_kwargs(args)
+        if not clean_view:
+            synermix_kwargs['singletons'] = 'keep'  # nothing is mixed within classes, so no image needs a partner
         return create_synermix_loader(
             dataset,
-            **{**synermix_loader_kwargs(args), **({} if clean_view else {'singletons': 'keep'})},
+            **synermix_kwargs,
             clean_view=clean_view,
             clean_interpolation=data_config['interpolation'],
             crop_pct=data_config['crop_pct'],

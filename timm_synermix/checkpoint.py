@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pickle import UnpicklingError
 from typing import Any
@@ -58,6 +60,16 @@ def resume_path(args: argparse.Namespace) -> str | None:
     return args.resume or None
 
 
+@contextmanager
+def load_errors(what: str) -> Iterator[None]:
+    """Turn an error of loading a file of weights into a ValueError: what, and the first line of the reason."""
+    try:
+        yield
+    except (RuntimeError, ValueError, KeyError, EOFError, UnpicklingError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f'{what}: {reason}') from error
+
+
 def resume_task(
     args: argparse.Namespace, task: TrainingTask, optimizer: torch.optim.Optimizer, scaler: Any, path: str
 ) -> int:
@@ -66,7 +78,7 @@ def resume_task(
     Raises:
         ValueError: The file is no checkpoint, or does not fit the model.
     """
-    try:
+    with load_errors(f'--resume: {path} cannot be loaded into this model and optimizer'):
         if not args.no_resume_opt:
             _check_same_optimizer(path, optimizer)
         epoch = resume_task_checkpoint(
@@ -78,9 +90,6 @@ def resume_task(
         )
         if task.has_ema():
             load_task_ema_checkpoint(task, path)
-    except (RuntimeError, ValueError, KeyError, EOFError, UnpicklingError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f'--resume: {path} cannot be loaded into this model and optimizer: {reason}') from error
     return epoch or 0
 
 

@@ -63,17 +63,23 @@ def intra_class_weight(
 
     Source: SynerMix step 2 (arXiv 2403.14137), with the weights of the authors' code.
     """
-    if num_mixed < 0:
-        raise ValueError(f'num_mixed must be 0 (all) or a positive number of images, got {num_mixed}.')
-    if weight is not None and (weight.shape != target.shape or not weight.is_floating_point()):
+    row, _ = class_rows(target)
+    return row_weight(row, num_mixed=num_mixed, weight=weight, generator=generator)
+
+
+def row_weight(
+    row: Tensor, *, num_mixed: int = 0, weight: Tensor | None = None, generator: torch.Generator | None = None
+) -> Tensor:
+    """`intra_class_weight` of images whose `class_rows` are known, int64 `[N]`; arguments and errors are its own."""
+    check_num_mixed(num_mixed)
+    if weight is not None and (weight.shape != row.shape or not weight.is_floating_point()):
         raise ValueError(
-            f'weight must be a floating point tensor of shape {list(target.shape)}, '
+            f'weight must be a floating point tensor of shape {list(row.shape)}, '
             f'got {weight.dtype} of shape {list(weight.shape)}.'
         )
-    row, _ = class_rows(target)
     if weight is None:
         # rand() is in [0, 1): mirrored to (0, 1], so that a lone image cannot draw 0 and divide 0 by 0
-        weight = 1.0 - torch.rand(target.shape, device=target.device, generator=generator)
+        weight = 1.0 - torch.rand(row.shape, device=row.device, generator=generator)
     weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
     if num_mixed:
         weight = weight * _random_subset(row, num_mixed, generator)
@@ -145,8 +151,8 @@ def intra_class_mix(
     """
     if len(feature) != len(target):
         raise ValueError(f'feature and target must have the same length, got {len(feature)} and {len(target)}.')
-    weight = intra_class_weight(target, num_mixed=num_mixed, weight=weight, generator=generator)
     row, row_target = class_rows(target)
+    weight = row_weight(row, num_mixed=num_mixed, weight=weight, generator=generator)
     return mix_rows(feature, row, weight), row_target
 
 
@@ -171,3 +177,9 @@ def check_beta(beta: float) -> None:
     """Raise ValueError unless beta is in `[0, 1]` (NaN is not)."""
     if not 0.0 <= beta <= 1.0:
         raise ValueError(f'beta must be in [0, 1], got {beta}.')
+
+
+def check_num_mixed(num_mixed: int) -> None:
+    """Raise ValueError if num_mixed is negative."""
+    if num_mixed < 0:
+        raise ValueError(f'num_mixed must be 0 (all) or a positive number of images, got {num_mixed}.')

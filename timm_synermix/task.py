@@ -14,7 +14,15 @@ from timm.utils import unwrap_model
 from torch import Tensor, nn
 
 from timm_synermix.features import FeatureHook
-from timm_synermix.functional import IGNORE_INDEX, check_beta, class_rows, intra_class_weight, mix_rows, synermix_loss
+from timm_synermix.functional import (
+    IGNORE_INDEX,
+    check_beta,
+    check_num_mixed,
+    class_rows,
+    mix_rows,
+    row_weight,
+    synermix_loss,
+)
 
 
 class SynerMixModule(nn.Module):
@@ -108,8 +116,7 @@ class SynerMixTask(ClassificationTask):
     ) -> None:
         beta = (0.1 if mixup_fn is not None else 0.5) if beta is None else beta
         check_beta(beta)
-        if num_mixed < 0:
-            raise ValueError(f'num_mixed must be 0 (all) or a positive number of images, got {num_mixed}.')
+        check_num_mixed(num_mixed)
         if criterion is not None and intra_criterion is None:
             if mixup_fn is not None:
                 raise ValueError(
@@ -184,7 +191,7 @@ class SynerMixTask(ClassificationTask):
         weight = row = row_target = target
         if beta > 0.0:
             row, row_target = class_rows(target)
-            weight = intra_class_weight(target, num_mixed=self.num_mixed, generator=self._generator_on(target.device))
+            weight = row_weight(row, num_mixed=self.num_mixed, generator=self._generator_on(target.device))
         if self.mixup_fn is not None and beta < 1.0:
             augmented, target = self.mixup_fn(augmented, target)
         intra_logits, inter_logits = self.trainable_module(
