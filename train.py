@@ -51,6 +51,7 @@ from timm_synermix.checkpoint import (
 from timm_synermix.cli import create_parsers, parse_args, usage_errors
 from timm_synermix.evaluate import evaluate
 from timm_synermix.models import build_classifier, check_weights_file
+from timm_synermix.task import SynerMixTask
 from timm_synermix.tracking import (
     LossMeter,
     TrainProgress,
@@ -123,9 +124,9 @@ def build(args: argparse.Namespace, args_text: str) -> Run:
     num_classes = args.num_classes = model.num_classes if args.num_classes is None else args.num_classes
     dataset_train, dataset_eval = create_datasets(args, data_config['input_size'][0], num_classes)
     create_loader = partial(create_train_loader, args, dataset_train, data_config, num_classes)
-    loader_train = create_loader()
+    loader_train = create_loader(clean_view=args.synermix_beta != 0)
     loader_eval = None if dataset_eval is None else create_eval_loader(args, dataset_eval, data_config)
-    mixup_fn = create_mixup_fn(args, num_classes)
+    mixup_fn = create_mixup_fn(args, model, data_config['input_size'], num_classes)
     task = create_task(args, model, mixup_fn)
     eval_metric = choose_eval_metric(args, None if loader_eval is None else task.create_evaluator())
 
@@ -331,7 +332,7 @@ def log_start(
         extra = getattr(loader.batch_sampler, 'expected_supplements', float)()
         _logger.info(
             f'SynerMix: beta {task.beta}, {args.synermix_forward} forward, images mixed per class '
-            f'{args.synermix_num_mixed or "all"}, about {extra:.1f} supplements per batch of {args.batch_size} '
+            f'{args.synermix_num_mixed or "all"}, about {extra:.1f} extra images per batch of {args.batch_size} '
             f'(+{100 * extra / args.batch_size:.0f} %)'
         )
     unit = 'epoch' if scheduler is None or scheduler.t_in_epochs else 'update'
@@ -354,7 +355,7 @@ def train_one_epoch(run: Run, epoch: int) -> dict[str, float]:
         window = max(1, min(args.grad_accum_steps, len(loader) - update * args.grad_accum_steps))
         update_due = batch + 1 == len(loader) or (batch + 1) % args.grad_accum_steps == 0
         input, target = input.to(accelerator.device), target.to(accelerator.device)
-        if run.mixup_fn is not None and not args.synermix:  # SynerMixTask mixes by itself, the augmented views alone
+        if run.mixup_fn is not None and not isinstance(task, SynerMixTask):  # which mixes by itself
             input, target = run.mixup_fn(input, target)
         if args.channels_last:
             input = input.contiguous(memory_format=torch.channels_last)

@@ -57,6 +57,11 @@ def test_nothing_of_timm_is_hidden_by_ours():
         '--synermix-beta',
         '--synermix-num-mixed',
         '--synermix-singletons',
+        '--synermix-supplement',
+        '--synermix-batch',
+        '--synermix-gather',
+        '--manifold-mixup',
+        '--manifold-mixup-layers',
         '--synermix-forward',
         '--synermix-off-epoch',
     }

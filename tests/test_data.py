@@ -93,6 +93,42 @@ def test_every_class_twice_in_a_batch(image_folder):
     assert sum(len(y) for _, y in loader) == 20  # 19 images, made even
 
 
+@pytest.mark.parametrize('use_prefetcher', [True, False])
+def test_partners_with_the_clean_view_alone(image_folder, use_prefetcher):
+    """Input is N clean views and the augmented views of the first A of them; erasing touches the latter alone."""
+    dataset, loader = load(image_folder, supplement='clean', re_prob=1.0, crop_pct=1.0, use_prefetcher=use_prefetcher)
+    evaluation = create_transform((3, 16, 16), interpolation='bilinear', crop_pct=1.0, mean=MEAN, std=STD)
+    some_partners = 0
+    for (x, y), indices in zip(loader, list(loader.batch_sampler), strict=True):
+        base = sum(index >= 0 for index in indices)
+        assert len(x) == len(y) + base
+        some_partners += len(y) - base
+        for i, index in enumerate(indices):
+            file, target = dataset.reader[index if index >= 0 else ~index]
+            torch.testing.assert_close(x[i], evaluation(Image.open(file).convert('RGB')), atol=1e-5, rtol=1e-5)
+            assert y[i] == target
+        assert (x[len(y) :] == 0).all(1).flatten(1).any(1).all()  # every augmented view has erased pixels
+    assert some_partners
+
+
+def test_fixed_batches_have_one_shape(image_folder):
+    _, loader = load(image_folder, batch='fixed')
+    assert [x.shape[0] for x, _ in loader] == [16] * 3
+
+
+def test_a_subset_is_loaded_in_two_views(image_folder):
+    dataset = create_dataset('', root=str(image_folder), split='train')
+    subset = Subset(Subset(dataset, range(2, 19)), range(0, 16))
+    loader = create_synermix_loader(
+        subset, 16, 8, num_workers=0, use_prefetcher=False, singletons='keep', mean=MEAN, std=STD
+    )
+    plain = create_transform(16, interpolation='bilinear', mean=MEAN, std=STD)
+    (x, y), indices = batch_and_indices(loader)
+    for i, index in enumerate(indices):
+        torch.testing.assert_close(x[i], plain(Image.open(dataset.reader[index + 2][0]).convert('RGB')))
+    assert len(x) == 2 * len(y) == 16
+
+
 def test_repeated_augmentation(image_folder):
     _, loader = load(image_folder, num_aug_repeats=3)
     indices = sum(list(loader.batch_sampler), [])
@@ -112,7 +148,9 @@ def test_epochs_differ_and_timm_can_set_them(image_folder):
 @pytest.mark.parametrize(
     ('kwargs', 'message'),
     [
-        (dict(singletons='drop'), "singletons must be 'supplement' or 'keep', got 'drop'"),
+        (dict(singletons='drop'), "singletons must be one of supplement, keep, bank, got 'drop'"),
+        (dict(supplement='none'), "supplement must be one of both, clean, got 'none'"),
+        (dict(batch='even'), "batch must be one of grow, fixed, got 'even'"),
         (dict(scael=1), 'scael'),
         (dict(is_training=False), 'is_training must be True'),
         (dict(num_aug_splits=2), 'num_aug_splits must be 0 .* got 2'),

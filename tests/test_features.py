@@ -4,6 +4,7 @@ import pytest
 import timm
 import torch
 import torchvision
+from timm_models import check_feature_hook, create
 from torch import nn
 
 from timm_synermix import FeatureHook
@@ -28,32 +29,9 @@ FAMILIES = [
 ]
 
 
-def create(name):
-    model = timm.create_model(name, num_classes=7).eval()
-    size = min(model.pretrained_cfg['input_size'][-1], 240)
-    size = size if model.pretrained_cfg.get('fixed_input_size') else min(size, 96)
-    return model, torch.randn(4, 3, size, size)
-
-
 @pytest.mark.parametrize('name', FAMILIES)
 def test_any_family(name):
-    """Logits are the model's own; permuted features give permuted logits; gradients reach the first layer."""
-    model, x = create(name)
-    with torch.no_grad():
-        expected = model(x)
-    hook = FeatureHook(model)
-    with torch.no_grad():
-        logits, feature = hook(x)
-    assert torch.equal(logits, expected)
-    assert all(len(f) == len(x) for f in (feature if isinstance(feature, tuple) else (feature,)))
-
-    order = torch.tensor([2, 0, 3, 1])
-    permuted, _ = hook(x, lambda f: f[order])
-    torch.testing.assert_close(permuted.detach(), expected[order], atol=1e-5, rtol=1e-5)
-    permuted.square().sum().backward()
-    first = next(p for p in model.parameters() if p.requires_grad)
-    assert first.grad.abs().sum() > 0
-    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+    check_feature_hook(*create(name))
 
 
 def test_the_feature_is_what_the_classifier_turns_into_logits():

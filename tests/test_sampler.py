@@ -141,3 +141,63 @@ def test_expected_supplements_is_their_mean():
 def test_bad_arguments(n, batch_size, message):
     with pytest.raises(ValueError, match=message):
         create(np.zeros(n, dtype=int), batch_size)
+
+
+@pytest.mark.parametrize('seed', range(4))
+@pytest.mark.parametrize('world', [1, 3])
+@pytest.mark.parametrize('batch_size', [2, 7, 16, 1000])
+@pytest.mark.parametrize('supplement', [True, False])
+def test_fixed_batches_of_random_data_sets(seed, world, batch_size, supplement):
+    targets = random_targets(seed)
+    class_size = np.bincount(targets)
+    for rank in range(world):
+        sampler = create(targets, batch_size, rank=rank, world=world, seed=seed, fixed=True, supplement=supplement)
+        batches = list(sampler)
+        assert batches == list(sampler)
+        assert len(batches) == len(sampler) == -(-len(sampler.sampler) // batch_size)
+        assert {len(batch) for batch in batches} == {batch_size}
+        for batch in batches if supplement else ():
+            distinct = np.unique(batch)
+            for c in np.unique(targets[batch]):
+                assert (targets[distinct] == c).sum() >= min(2, class_size[c]), c
+        assert sampler.expected_supplements() == 0
+
+
+def test_fixed_batches_show_nearly_every_image_once():
+    targets = np.random.default_rng(0).integers(0, 100, 5000)
+    drawn = np.concatenate(list(create(targets, 128, fixed=True)))
+    count = np.bincount(drawn, minlength=5000)
+    assert len(drawn) == 40 * 128
+    assert (count == 0).sum() < 50
+    assert count.max() <= 3
+    plain = np.concatenate(list(create(targets, 128, fixed=True, supplement=False)))
+    assert (np.bincount(plain, minlength=5000) >= 1).all()
+
+
+def test_fixed_batches_hold_as_few_pairs_as_possible():
+    """Partners are for lone classes alone: with two classes a batch is random, and images keep their order."""
+    targets = np.arange(1000) % 2
+    sampler = create(targets, 100, fixed=True)
+    order = list(sampler.sampler)
+    assert {frozenset(batch) for batch in sampler} == {frozenset(order[i : i + 100]) for i in range(0, 1000, 100)}
+
+
+def test_partners_of_the_clean_view_alone_stand_last_and_are_marked():
+    targets = random_targets(2)
+    both, clean = (create(targets, 16, seed=3, clean_only=c) for c in (False, True))
+    marked = 0
+    for together, batch in zip(both, clean, strict=True):
+        base = [i for i in batch if i >= 0]
+        partners = [~i for i in batch if i < 0]
+        assert batch == base + [~i for i in partners]
+        assert len(base) % 2 == 0
+        lone = [c for c in np.unique(targets[base]) if len(set(np.array(base)[targets[base] == c])) == 1]
+        assert sorted(targets[partners]) == [c for c in lone if (targets == c).sum() > 1]
+        assert set(base) <= set(together)
+        marked += len(partners)
+    assert marked > 20
+
+
+def test_fixed_and_clean_only_exclude_each_other():
+    with pytest.raises(ValueError, match='fixed and clean_only exclude each other'):
+        create([0, 0, 1, 1], 2, fixed=True, clean_only=True)

@@ -328,5 +328,6 @@ def test_bad_arguments(kwargs, message):
 
 
 def test_bad_batch():
-    with pytest.raises(ValueError, match='input must have 8 rows, or 16 with clean views, got 12'):
-        create_task()(images()[:12], TARGET)
+    for rows in (7, 17):
+        with pytest.raises(ValueError, match=f'input must have 8 rows, or up to 16 with clean views, got {rows}'):
+            create_task()(torch.cat([images(), images()])[:rows], TARGET)

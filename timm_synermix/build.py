@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import logging
 import os
 from typing import Any
 
@@ -25,8 +26,14 @@ from torch import nn
 from timm_synermix.cli import mixup_active, mixup_kwargs, synermix_loader_kwargs, synermix_task_kwargs
 from timm_synermix.data import create_synermix_loader
 from timm_synermix.datasets import check_classes, create_dataset
-from timm_synermix.mixup import create_mixup
+from timm_synermix.manifold import ManifoldMixup
+from timm_synermix.mixup import Mixer, create_mixup
 from timm_synermix.task import SynerMixTask
+
+_logger = logging.getLogger('train')
+
+# What a launcher tells each process about how many there are: torchrun, Slurm's srun, MPI, PMI.
+_WORLD_SIZES = ('WORLD_SIZE', 'SLURM_STEP_NUM_TASKS', 'OMPI_COMM_WORLD_SIZE', 'PMI_SIZE', 'MV2_COMM_WORLD_SIZE')
 
 
 def create_accelerator(args: argparse.Namespace) -> Accelerator:
@@ -56,6 +63,7 @@ def create_accelerator(args: argparse.Namespace) -> Accelerator:
     )
     if accelerator.device.type != kind:
         raise ValueError(f'--device {args.device}: not available here, only {accelerator.device.type} is')
+    _check_distribution(accelerator)
     if accelerator.gradient_accumulation_steps > 1:
         raise ValueError(
             f'--grad-accum-steps accumulates gradients; in the configuration of Accelerate set '
@@ -68,6 +76,23 @@ def create_accelerator(args: argparse.Namespace) -> Accelerator:
     args.world_size, args.rank = accelerator.num_processes, accelerator.process_index
     args.local_rank = accelerator.local_process_index
     return accelerator
+
+
+def _check_distribution(accelerator: Accelerator) -> None:
+    """Refuse to train copies that know nothing of each other, and models in shards."""
+    for name in _WORLD_SIZES:
+        asked = os.environ.get(name, '1')
+        if accelerator.num_processes == 1 and asked.isdecimal() and int(asked) > 1:
+            raise ValueError(
+                f'{name} asks for {asked} processes, but they have not found each other, and each would train a model '
+                'of its own; start them with torchrun or accelerate launch'
+            )
+    kind = str(accelerator.distributed_type.value)
+    if kind in ('FSDP', 'DEEPSPEED', 'MEGATRON_LM', 'TP'):
+        raise ValueError(
+            f"distributed_type {kind} in Accelerate's configuration: models are trained whole on each device here, "
+            'with distributed_type MULTI_GPU or MULTI_CPU'
+        )
 
 
 def create_datasets(args: argparse.Namespace, in_chans: int, num_classes: int) -> tuple[Any, Any]:
@@ -216,8 +241,31 @@ def create_eval_loader(args: argparse.Namespace, dataset: Any, data_config: dict
     )
 
 
-def create_mixup_fn(args: argparse.Namespace, num_classes: int) -> Mixup | None:
-    """MixUp and CutMix outside the collate function: in the task with SynerMix, in the training loop without."""
+def create_mixup_fn(
+    args: argparse.Namespace, model: nn.Module, input_size: tuple[int, int, int], num_classes: int
+) -> Mixer | None:
+    """The inter-class mixing of the flags, but for that in timm's collate function.
+
+    Raises:
+        ValueError: A layer of Manifold MixUp cannot be mixed.
+    """
+    if args.manifold_mixup:
+        try:
+            mixup_fn = ManifoldMixup(
+                model,
+                num_classes,
+                input_size,
+                alpha=args.manifold_mixup,
+                layers=args.manifold_mixup_layers,
+                prob=args.mixup_prob,
+                label_smoothing=args.smoothing,
+                seed=args.seed + args.rank,
+            )
+        except ValueError as error:
+            raise ValueError(f'--manifold-mixup-layers: {error}') from error
+        if args.rank == 0:
+            _logger.info(f'Manifold MixUp of {", ".join(mixup_fn.layers)}, alpha {args.manifold_mixup:g}')
+        return mixup_fn
     if not mixup_active(args):
         return None
     kwargs = mixup_kwargs(args, num_classes)
@@ -226,14 +274,14 @@ def create_mixup_fn(args: argparse.Namespace, num_classes: int) -> Mixup | None:
     return Mixup(**kwargs) if args.no_prefetcher else None
 
 
-def create_task(args: argparse.Namespace, model: nn.Module, mixup_fn: Mixup | None) -> TrainingTask:
+def create_task(args: argparse.Namespace, model: nn.Module, mixup_fn: Mixer | None) -> TrainingTask:
     """The training task: SynerMix, distillation, multi-label or plain classification."""
     jsd = 'jsd' if args.jsd_loss else None
     bce = 'bce' if args.bce_loss else None
     criterion_kwargs = dict(
         loss_type=args.loss or jsd or bce,
         smoothing=args.smoothing,
-        soft_targets=mixup_active(args),
+        soft_targets=mixup_active(args) or bool(args.manifold_mixup),
         pos_weight=args.bce_pos_weight,
         bce_target_thresh=args.bce_target_thresh,
         bce_sum=args.bce_sum,
@@ -247,6 +295,8 @@ def create_task(args: argparse.Namespace, model: nn.Module, mixup_fn: Mixup | No
     )
     if args.synermix:
         return SynerMixTask(model, mixup_fn=mixup_fn, **synermix_task_kwargs(args), **common)
+    if args.manifold_mixup:  # its L_inter alone: hidden layers are mixed in the task
+        return SynerMixTask(model, mixup_fn=mixup_fn, beta=0.0, **common)
     if args.kd_model_name:
         return _create_distillation_task(args, model, common)
     if args.task == 'multilabel':

@@ -22,7 +22,7 @@ _AT_LEAST = {
     **dict.fromkeys(['epochs', 'stop_epoch', 'log_interval', 'val_interval', 'checkpoint_hist'], 1),
     **dict.fromkeys(['seed', 'workers', 'lr', 'warmup_epochs', 'recovery_interval', 'mixup_off_epoch', 'tta'], 0),
     **dict.fromkeys(['start_epoch', 'mixup', 'cutmix', 'aug_repeats', 'aug_splits', 'epoch_repeats', 'clip_grad'], 0),
-    **dict.fromkeys(['synermix_num_mixed', 'synermix_off_epoch'], 0),
+    **dict.fromkeys(['synermix_num_mixed', 'synermix_off_epoch', 'manifold_mixup'], 0),
 }
 _FRACTIONS = ['hflip', 'vflip', 'reprob', 'mixup_prob', 'mixup_switch_prob', 'smoothing', 'drop', 'drop_path']
 _FRACTIONS += ['color_jitter_prob', 'grayscale_prob', 'gaussian_blur_prob', 'model_ema_decay', 'synermix_beta']
@@ -66,8 +66,26 @@ def add_synermix_args(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         '--synermix-singletons',
         default='supplement',
-        choices=['supplement', 'keep'],
-        help='for a class with one image in a batch, draw a second one or leave it alone',
+        choices=['supplement', 'keep', 'bank'],
+        help='a class with one image in a batch gets a second one, is left alone, or is mixed with a recent feature of '
+        'its class',
+    )
+    group.add_argument(
+        '--synermix-supplement',
+        default='both',
+        choices=['both', 'clean'],
+        help='second images take part in both losses, or in the intra-class loss alone',
+    )
+    group.add_argument(
+        '--synermix-batch',
+        default='grow',
+        choices=['grow', 'fixed'],
+        help='second images come on top of --batch-size, or within: all batches have one size, and cost no more',
+    )
+    group.add_argument(
+        '--synermix-gather',
+        action='store_true',
+        help='mix the classes of the batches of all processes together, not those of each by itself',
     )
     group.add_argument(
         '--synermix-forward',
@@ -84,19 +102,51 @@ def add_synermix_args(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_manifold_mixup_args(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of Manifold MixUp to a training script's parser."""
+    group = parser.add_argument_group('Manifold MixUp')
+    group.add_argument(
+        '--manifold-mixup',
+        type=float,
+        default=0.0,
+        metavar='ALPHA',
+        help='mix hidden activations instead of images, lam ~ Beta(ALPHA, ALPHA); 0 for not',
+    )
+    group.add_argument(
+        '--manifold-mixup-layers',
+        nargs='+',
+        metavar='LAYER',
+        help="where: 'input', names of the model's modules, or indices into its feature_info (0 is the input); "
+        'default: the input and two early stages',
+    )
+
+
 def synermix_loader_kwargs(args: argparse.Namespace) -> dict[str, Any]:
     """The arguments of `create_synermix_loader` that the SynerMix flags set."""
-    return dict(singletons=args.synermix_singletons, seed=args.seed)
+    return dict(
+        singletons=args.synermix_singletons,
+        supplement=args.synermix_supplement,
+        batch=args.synermix_batch,
+        seed=args.seed,
+    )
 
 
 def synermix_task_kwargs(args: argparse.Namespace) -> dict[str, Any]:
     """The arguments of `SynerMixTask` that the SynerMix flags set."""
+    gather = args.synermix_gather and getattr(args, 'distributed', False)
     return dict(
         beta=args.synermix_beta,
         num_mixed=args.synermix_num_mixed,
         fused=args.synermix_forward == 'fused',
-        seed=args.seed + getattr(args, 'rank', 0),
+        bank=args.synermix_singletons == 'bank',
+        gather_rows=largest_batch(args) if gather else 0,
+        seed=args.seed + (0 if gather else getattr(args, 'rank', 0)),
     )
+
+
+def largest_batch(args: argparse.Namespace) -> int:
+    """The most images a batch of `create_synermix_loader` can hold: each with a partner, and made even."""
+    return 2 * args.batch_size + 2
 
 
 def create_parsers() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
@@ -110,6 +160,7 @@ def create_parsers() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
     )
     add_timm_args(parser)
     add_synermix_args(parser)
+    add_manifold_mixup_args(parser)
     return config_parser, parser
 
 
@@ -245,6 +296,10 @@ def check_args(args: argparse.Namespace) -> None:
         raise ValueError(f'--split-bn needs --aug-splits of 2 or more, or --resplit, got {args.aug_splits}')
     if args.aug_splits == 1:
         raise ValueError('--aug-splits must be 0, or 2 and more, got 1')
+    if args.manifold_mixup:
+        _check_manifold_mixup_args(args)
+    elif args.manifold_mixup_layers:
+        _logger.warning('--manifold-mixup-layers has no effect without --manifold-mixup.')
     if args.synermix:
         _check_synermix_args(args)
     else:
@@ -260,25 +315,51 @@ def _flag(dest: str) -> str:
 
 
 def _check_synermix_args(args: argparse.Namespace) -> None:
+    _exclude(
+        args,
+        '--synermix',
+        {
+            '--train-img-sizes': args.train_img_sizes,
+            '--variable-batch-loss-scale': args.variable_batch_loss_scale != 'none',
+        },
+    )
+    if args.batch_size < 2:
+        raise ValueError(f'--batch-size must be at least 2 with --synermix, got {args.batch_size}')
+    if args.synermix_batch == 'fixed' and args.synermix_supplement == 'clean':
+        raise ValueError('--synermix-batch fixed needs --synermix-supplement both, got clean')
+    if args.synermix_gather and args.synermix_singletons == 'bank':
+        raise ValueError('--synermix-gather and --synermix-singletons bank cannot be used together')
+
+
+def _check_manifold_mixup_args(args: argparse.Namespace) -> None:
+    _exclude(
+        args,
+        '--manifold-mixup',
+        {
+            '--mixup or --cutmix': mixup_active(args),
+            f'--mixup-mode {args.mixup_mode}': args.mixup_mode != 'batch',
+        },
+    )
+
+
+def _exclude(args: argparse.Namespace, flag: str, others: dict[str, Any]) -> None:
+    """Refuse what SynerMixTask cannot do, and others that are set."""
     excluded = {
         '--kd-model-name': args.kd_model_name,
         '--jsd-loss': args.jsd_loss or args.loss == 'jsd',
         '--aug-splits': args.aug_splits,
         '--split-bn': args.split_bn,
-        '--train-img-sizes': args.train_img_sizes,
         '--task multilabel': args.task == 'multilabel',
-        '--variable-batch-loss-scale': args.variable_batch_loss_scale != 'none',
         '--torchscript': args.torchscript,
+        **others,
     }
-    for flag, value in excluded.items():
+    for other, value in excluded.items():
         if value:
-            raise ValueError(f'--synermix and {flag} cannot be used together')
-    if args.batch_size < 2:
-        raise ValueError(f'--batch-size must be at least 2 with --synermix, got {args.batch_size}')
+            raise ValueError(f'{flag} and {other} cannot be used together')
 
 
 def mixup_active(args: argparse.Namespace) -> bool:
-    """Whether the flags ask for MixUp or CutMix."""
+    """Whether the flags ask for MixUp or CutMix of images."""
     return args.mixup > 0 or args.cutmix > 0 or args.cutmix_minmax is not None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from timm.data import create_transform
 from timm.data.distributed_sampler import RepeatAugSampler
 from timm.data.loader import MultiEpochsDataLoader, PrefetchLoader, _worker_init
+from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 from torch import distributed as dist
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, Subset, default_collate
@@ -20,6 +21,8 @@ from timm_synermix.sampler import SupplementBatchSampler
 
 _logger = logging.getLogger(__name__)
 
+# What becomes of a class with one image in a batch, what its second image takes part in, and the size of the batch.
+CHOICES = {'singletons': ('supplement', 'keep', 'bank'), 'supplement': ('both', 'clean'), 'batch': ('grow', 'fixed')}
 # Arguments of timm's create_loader that have one meaning left with two views.
 _ONLY_VALUE: dict[str, Any] = dict(
     is_training=True,
@@ -48,10 +51,52 @@ class TwoViewTransform:
         return self.clean(image), self.augmented(image)
 
 
-def two_view_collate(batch: list[tuple[tuple[Tensor, Tensor], int]]) -> tuple[Tensor, Tensor]:
-    """Batch B samples `((clean, augmented), target)` as input `[2B, C, H, W]`, clean views first, and target `[B]`."""
-    clean, augmented = zip(*(views for views, _ in batch), strict=True)
-    return torch.stack([*clean, *augmented]), torch.tensor([int(target) for _, target in batch])
+class TwoViewDataset(Dataset):
+    """The views of a data set's images: sample i is `((clean, augmented), target)`, sample `~i` `((clean,), target)`.
+
+    Args:
+        dataset: Yields `(image, target)`, untransformed.
+        transform: Makes the views.
+    """
+
+    def __init__(self, dataset: Any, transform: TwoViewTransform) -> None:
+        self.dataset = dataset
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[tuple[Tensor, ...], int]:
+        image, target = self.dataset[index if index >= 0 else ~index]
+        return self.transform(image) if index >= 0 else (self.transform.clean(image),), target
+
+    def set_epoch(self, epoch: int) -> None:
+        """Pass the epoch on to a data set that wants to know it."""
+        if hasattr(self.dataset, 'set_epoch'):
+            self.dataset.set_epoch(epoch)
+
+
+def two_view_collate(batch: list[tuple[tuple[Tensor, ...], int]]) -> tuple[Tensor, Tensor]:
+    """Batch N samples, the first A of which have an augmented view, as input `[N + A, C, H, W]` and target `[N]`."""
+    clean = [views[0] for views, _ in batch]
+    augmented = [views[1] for views, _ in batch if len(views) > 1]
+    return torch.stack(clean + augmented), torch.tensor([int(target) for _, target in batch])
+
+
+class TwoViewPrefetchLoader(PrefetchLoader):
+    """timm's PrefetchLoader, whose random erasing leaves the clean views alone."""
+
+    def __init__(self, loader: DataLoader, *, re_prob: float, re_mode: str, re_count: int, **kwargs: Any) -> None:
+        super().__init__(loader, **kwargs)
+        self.erase = None
+        if re_prob > 0:
+            self.erase = RandomErasing(re_prob, mode=re_mode, max_count=re_count, device=self.device)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for input, target in super().__iter__():
+            if self.erase is not None:
+                self.erase(input[len(target) :])  # in place
+            yield input, target
 
 
 def dataset_targets(dataset: Dataset) -> np.ndarray | None:
@@ -91,6 +136,8 @@ def create_synermix_loader(
     batch_size: int,
     *,
     singletons: str = 'supplement',
+    supplement: str = 'both',
+    batch: str = 'grow',
     clean_view: bool = True,
     seed: int = 42,
     clean_interpolation: str = 'bilinear',
@@ -118,19 +165,24 @@ def create_synermix_loader(
     """A training loader of clean and augmented views: timm's `create_loader` for SynerMix.
 
     Takes the arguments of `timm.data.create_loader`, with the same meaning, and some of its own. A batch is
-    `(input, target)`: input `[2B, C, H, W]`, the B clean views first, then the B augmented ones of the same images, and
-    target int64 `[B]`. The clean view is the evaluation transform (resize and centre crop), the augmented one the
+    `(input, target)`: input `[2N, C, H, W]`, the N clean views first, then the N augmented ones of the same images, and
+    target int64 `[N]`. The clean view is the evaluation transform (resize and centre crop), the augmented one the
     training transform, both from one decode. Random erasing skips the clean views.
 
     Call `loader.batch_sampler.set_epoch(epoch)` at the start of each epoch. A data set without a `set_epoch` of its own
     gets one that does so, since timm's train.py calls `dataset.set_epoch(epoch)` if there is one.
 
     Args:
-        dataset: A timm or torchvision image data set; its `transform` is set here.
+        dataset: A timm or torchvision image data set, or a Subset of one. Its `transform` is set here: to None where
+            the loader's own data set makes the views of its images.
         input_size: Image size, or `(C, H, W)`.
         batch_size: Images per batch on this rank, before supplements; at least 2.
-        singletons: 'supplement' draws a second image for each class with one in the batch (paper step 1), 'keep' does
-            not. A streaming data set can only keep.
+        singletons: 'supplement' draws a second image for each class with one in the batch (paper step 1), 'keep' and
+            'bank' do not. A streaming data set can only keep.
+        supplement: 'both': the second images have both views, as in the paper's code. 'clean': they have the clean view
+            alone, and stand last: input is `[N + A, C, H, W]`, with an augmented view of the first A images.
+        batch: 'grow' adds the second images to the batch, 'fixed' keeps every batch at batch_size, see
+            `SupplementBatchSampler`.
         clean_view: False leaves the clean views out: input is `[B, C, H, W]`, batches and order are as with them.
         seed: Seed of the order of the images and of the supplements (with num_aug_repeats of the supplements alone).
         clean_interpolation: Interpolation of the clean view.
@@ -144,15 +196,17 @@ def create_synermix_loader(
         PrefetchLoader with use_prefetcher, then images arrive on device and normalised; else DataLoader.
 
     Raises:
-        ValueError: singletons is unknown, batch_size is below 2, or an argument is not for two views.
+        ValueError: singletons, supplement or batch is unknown, batch_size is below 2, or an argument is not for two
+            views.
     """
     for name, only_value in _ONLY_VALUE.items():
         value = transform_kwargs.pop(name, only_value)
         if value != only_value:
             hint = '; Mixup belongs in SynerMixTask(mixup_fn=...)' if name == 'collate_fn' else ''
             raise ValueError(f'{name} must be {only_value} in a loader of two views, got {value}{hint}.')
-    if singletons not in ('supplement', 'keep'):
-        raise ValueError(f"singletons must be 'supplement' or 'keep', got {singletons!r}.")
+    for name, value in (('singletons', singletons), ('supplement', supplement), ('batch', batch)):
+        if value not in CHOICES[name]:
+            raise ValueError(f'{name} must be one of {", ".join(CHOICES[name])}, got {value!r}.')
     if batch_size < 2:
         raise ValueError(f'batch_size must be at least 2 to mix images within a class, got {batch_size}.')
     common = dict(mean=mean, std=std, use_prefetcher=use_prefetcher)
@@ -161,7 +215,7 @@ def create_synermix_loader(
         input_size, interpolation=clean_interpolation, crop_pct=crop_pct, crop_mode=crop_mode, **common
     )
     augmented = create_transform(input_size, is_training=True, no_aug=no_aug, **common, **erasing, **transform_kwargs)
-    dataset.transform = TwoViewTransform(clean, augmented) if clean_view else augmented
+    views = _set_views(dataset, TwoViewTransform(clean, augmented) if clean_view else augmented)
 
     loader_kwargs: dict[str, Any] = dict(
         num_workers=num_workers,
@@ -191,6 +245,8 @@ def create_synermix_loader(
             targets,
             batch_size,
             supplement=singletons == 'supplement',
+            clean_only=supplement == 'clean',
+            fixed=batch == 'fixed',
             seed=seed,
             rank=dist.get_rank() if distributed else 0,
         )
@@ -200,19 +256,29 @@ def create_synermix_loader(
         dataset.set_epoch = set_epoch
 
     loader_class = MultiEpochsDataLoader if use_multi_epochs_loader else DataLoader
-    loader = loader_class(dataset, **loader_kwargs)
+    loader = loader_class(views, **loader_kwargs)
     if not use_prefetcher:
         return loader
-    return PrefetchLoader(
+    prefetch_loader = TwoViewPrefetchLoader if clean_view else PrefetchLoader
+    return prefetch_loader(
         loader,
         mean=mean,
         std=std,
         channels=input_size[0] if isinstance(input_size, (tuple, list)) and len(input_size) == 3 else len(mean),
         device=device or torch.device('cuda'),
         img_dtype=img_dtype,
-        re_num_splits=2 if clean_view else 0,  # erase in the second half of a batch only: the augmented views
-        **({} if no_aug else erasing),
+        **{**erasing, 're_prob': 0.0 if no_aug else re_prob},
     )
+
+
+def _set_views(dataset: Any, transform: Any) -> Dataset:
+    """The data set of transformed images; that of a streaming data set is itself."""
+    two_views = isinstance(transform, TwoViewTransform) and not isinstance(dataset, IterableDataset)
+    source = dataset
+    while isinstance(source, Subset):
+        source = source.dataset
+    source.transform = None if two_views else transform
+    return TwoViewDataset(dataset, transform) if two_views else dataset
 
 
 def _index_sampler(dataset: Any, num_aug_repeats: float, seed: int, distributed: bool) -> Any:

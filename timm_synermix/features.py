@@ -54,11 +54,11 @@ class FeatureHook:
 
         Args:
             input: Whatever the model takes, images `[N, C, H, W]`.
-            transform: Applied to the features before the classifier. It must keep the number of rows, and treat the
-                leaves alike: it is called once per classifier leaf.
+            transform: Applied to the features before the classifier, once per classifier leaf. It must treat them
+                alike: the logits have the rows that it returns.
 
         Returns:
-            logits: `[N, num_classes]`.
+            logits: `[N, num_classes]`; the rows are those of transform.
             feature: `[N, D]` for most models, `[N, D, 1, 1]` for a Conv2d classifier; a tuple, one per leaf, for a
                 model with several.
         """

@@ -1,11 +1,23 @@
-"""Inter-class mixing of images inside the task: timm's Mixup, and the one mode that timm has in its collate only."""
+"""Inter-class mixing inside the task: what it takes, timm's Mixup, and the one mode timm has in its collate only."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 from timm.data import Mixup
 from torch import Tensor
+
+
+class Mixer(Protocol):
+    """What `SynerMixTask` takes as mixup_fn: `timm.data.Mixup`, and anything with its signature.
+
+    A mixer of hidden activations has one more method, `mixing(batch_size, first_row)`: a context manager in which the
+    task runs the model, that mixes what the call before it drew, see `ManifoldMixup`. With one forward for clean and
+    augmented images, the augmented ones start at first_row.
+    """
+
+    def __call__(self, x: Tensor, target: Tensor, /) -> tuple[Tensor, Tensor]:
+        """Images `[N, C, H, W]` and class indices `[N]` in; images and targets `[N', num_classes]` out."""
 
 
 class HalfMixup(Mixup):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -23,6 +24,9 @@ class SupplementBatchSampler(Sampler[list[int]]):
     - timm's Mixup pairs a batch with its flip. So the batch size is made even, by one more image of a class that is
       there, and the order inside a batch is random.
     - A class with a single image in the whole data set stays alone: it mixes with itself, that is, not at all.
+    - With fixed, each of the `ceil(n / batch_size)` batches has exactly batch_size images, partners included. A partner
+      is brought forward from later in the epoch while it has one, so that an epoch still shows nearly every index
+      once, and costs no more than without partners.
 
     Args:
         sampler: Yields this rank's indices for an epoch; has a length, an `epoch` and `set_epoch`, as
@@ -30,11 +34,14 @@ class SupplementBatchSampler(Sampler[list[int]]):
         targets: The class of every image of the data set, non-negative int `[len(dataset)]`.
         batch_size: Images per batch, before partners; at least 2.
         supplement: Draw partners. False keeps lone classes as they are; the batch size is made even all the same.
+        clean_only: Yield partners last in their batch, as `~index` (negative), for a data set that then gives the clean
+            view alone.
+        fixed: Batches of one size, see above.
         seed: Seed of the partners and of the order inside a batch, at least 0.
         rank: Distributed rank, so that ranks draw different partners.
 
     Raises:
-        ValueError: batch_size is below 2, or the sampler is empty.
+        ValueError: batch_size is below 2, the sampler is empty, or fixed and clean_only are used together.
 
     Source: SynerMix step 1 (arXiv 2403.14137). The authors' code redraws until it finds a different image, which never
     ends for a class with one.
@@ -47,16 +54,22 @@ class SupplementBatchSampler(Sampler[list[int]]):
         batch_size: int,
         *,
         supplement: bool = True,
-        seed: int = 0,
+        clean_only: bool = False,
+        fixed: bool = False,
+        seed: int = 42,
         rank: int = 0,
     ) -> None:
         if batch_size < 2:
             raise ValueError(f'batch_size must be at least 2 to mix images within a class, got {batch_size}.')
         if len(sampler) == 0:
             raise ValueError('sampler must have at least one index, got an empty one.')
+        if fixed and clean_only:
+            raise ValueError('fixed and clean_only exclude each other: the number of augmented images would vary.')
         self.sampler = sampler
         self.batch_size = batch_size
         self.supplement = supplement
+        self.clean_only = clean_only
+        self.fixed = fixed
         self.seed = seed
         self.rank = rank
         self.targets = np.asarray(targets, dtype=np.int64)
@@ -81,13 +94,59 @@ class SupplementBatchSampler(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         generator = np.random.default_rng([self.seed, self.epoch, self.rank])
         indices = np.fromiter(self.sampler, dtype=np.int64, count=len(self.sampler))
+        if self.fixed:
+            yield from self._fixed_batches(indices, generator)
+            return
         pairs = len(indices) // 2
         cuts = [2 * -(-k * pairs // len(self)) for k in range(1, len(self))]
         for batch in np.split(indices, cuts):
-            if self.supplement:
-                batch = np.concatenate([batch, self._partners_of(self._lone_images(batch), generator)])
+            partners = self._partners_of(self._lone_images(batch), generator) if self.supplement else batch[:0]
+            clean_only = ~partners if self.clean_only else batch[:0]
+            if not self.clean_only:
+                batch = np.concatenate([batch, partners])
             if len(batch) % 2:
                 batch = np.append(batch, self._partners_of(generator.choice(batch, 1), generator))
+            yield [*generator.permutation(batch).tolist(), *clean_only.tolist()]
+
+    def _fixed_batches(self, indices: np.ndarray, generator: np.random.Generator) -> Iterator[list[int]]:
+        """Batches of exactly batch_size: as many of the next images as leave room for their partners, and these."""
+        size, targets = self._size.tolist(), self.targets.tolist()
+        filler = np.resize(generator.permutation(indices), len(self) * self.batch_size - len(indices))
+        rest = OrderedDict(enumerate([*indices.tolist(), *filler.tolist()]))  # place in the epoch -> image
+        places: dict[int, list[int]] = {}  # of each class; some are no longer in rest
+        for place, index in rest.items():
+            places.setdefault(targets[index], []).append(place)
+
+        def bring_forward(index: int) -> int:
+            """Another image of the class, the last one of the epoch, or any one if none is left."""
+            candidates = places[targets[index]]
+            while candidates and candidates[-1] not in rest:
+                candidates.pop()
+            if candidates and rest[candidates[-1]] != index:
+                return rest.pop(candidates[-1])
+            return int(self._partners_of(np.array([index]), generator)[0])
+
+        for _ in range(len(self)):
+            batch: list[int] = []
+            lone: dict[int, int] = {}  # the image of each class that needs a partner
+            complete = set()  # the classes that need none
+            while rest:
+                place, index = next(iter(rest.items()))
+                c = targets[index]
+                needs_partner = self.supplement and c not in complete and size[c] > 1
+                partner = needs_partner and c in lone and lone[c] != index
+                new_class = needs_partner and c not in lone
+                if len(batch) + 1 + len(lone) + new_class - partner > self.batch_size:
+                    break
+                batch.append(rest.pop(place))
+                if new_class:
+                    lone[c] = index
+                if partner:
+                    del lone[c]
+                    complete.add(c)
+            batch += [bring_forward(index) for index in lone.values()]
+            while len(batch) < self.batch_size:  # one place is left, and the next image needs two
+                batch.append(bring_forward(batch[generator.integers(len(batch))]))
             yield generator.permutation(batch).tolist()
 
     def _lone_images(self, batch: np.ndarray) -> np.ndarray:
@@ -103,8 +162,8 @@ class SupplementBatchSampler(Sampler[list[int]]):
         return self._members[first + (self._place[images] - first + step) % size]
 
     def expected_supplements(self) -> float:
-        """Expected number of partners per batch, for images drawn at random: `sum_c B p_c (1 - p_c)^(B - 1)`."""
-        if not self.supplement:
+        """Expected number of images beyond batch_size, for images drawn at random: `sum_c B p_c (1 - p_c)^(B - 1)`."""
+        if not self.supplement or self.fixed:
             return 0.0
         size = self._size[self._size > 1]
         share = size / len(self.targets)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from timm.data import Mixup
 from timm.loss import LabelSmoothingCrossEntropy
 from timm.task import ClassificationTask, resolve_classification_loss
 from timm.utils import unwrap_model
 from torch import Tensor, nn
 
+from timm_synermix.bank import BankMix, FeatureBank
 from timm_synermix.features import FeatureHook
 from timm_synermix.functional import (
     IGNORE_INDEX,
@@ -23,6 +23,8 @@ from timm_synermix.functional import (
     row_weight,
     synermix_loss,
 )
+from timm_synermix.gather import gather_rows
+from timm_synermix.mixup import Mixer
 
 
 class SynerMixModule(nn.Module):
@@ -33,35 +35,65 @@ class SynerMixModule(nn.Module):
         classifier: See `FeatureHook`.
         fused: Run clean and augmented images through the model as one batch. BatchNorm then normalises both with the
             statistics of the union; in the paper's code, and by default, each view has its own.
+        gather_rows: Mix the features of all ranks, each rank's padded to this number of rows; 0 for its own alone.
+        mixup_fn: Mixes in the forward of the model if it has a method `mixing`, see `ManifoldMixup`.
     """
 
-    def __init__(self, model: nn.Module, classifier: str | None = None, fused: bool = False) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        classifier: str | None = None,
+        fused: bool = False,
+        gather_rows: int = 0,
+        mixup_fn: Mixer | None = None,
+    ) -> None:
         super().__init__()
         self.model = model
         self.fused = fused
+        self.gather_rows = gather_rows
+        self.mixup_fn = mixup_fn
         self.hook = FeatureHook(model, classifier)
 
     def forward(
-        self, clean: Tensor | None, augmented: Tensor | None, row: Tensor, weight: Tensor
-    ) -> tuple[Tensor | None, Tensor | None]:
+        self, clean: Tensor | None, augmented: Tensor | None, row: Tensor, weight: Tensor, bank: BankMix | None = None
+    ) -> tuple[Tensor | None, Tensor | None, tuple[Tensor, ...]]:
         """Logits of the synthesised features of the clean images, and of the augmented images.
 
         Args:
             clean: `[N, C, H, W]`, or None to skip its forward.
             augmented: `[N', C, H, W]`, or None to skip its forward.
-            row, weight: The mix of the clean features, `[N]`, see `mix_rows`.
+            row, weight: The mix of the clean features, see `mix_rows`: `[N]`, or of all ranks' `gather_rows`.
+            bank: Partners from a `FeatureBank`.
 
         Returns:
-            Intra-class logits `[N, num_classes]`, rows as in `class_rows`, and inter-class logits `[N', num_classes]`;
-            None for what was skipped.
+            Intra-class logits, rows as in `class_rows`, and inter-class logits `[N', num_classes]`, None for what was
+            skipped; and the clean features before the mix, detached, for each classifier of the model.
         """
-        mix = partial(mix_rows, row=row, weight=weight)
+        features: list[Tensor] = []
+
+        def mix(feature: Tensor) -> Tensor:
+            features.append(feature.detach())
+            if self.gather_rows:
+                feature = gather_rows(feature, self.gather_rows)
+            mixed = mix_rows(feature, row, weight)
+            return mixed if bank is None else bank.add_to(mixed, len(features) - 1)
+
         if clean is not None and augmented is not None and self.fused:
             n = len(clean)
-            logits, _ = self.hook(torch.cat([clean, augmented]), lambda f: torch.cat([mix(f[:n]), f[n:]]))
-            return logits[:n], logits[n:]
-        intra_logits = None if clean is None else self.hook(clean, mix)[0]
-        return intra_logits, None if augmented is None else self.model(augmented)
+            with self._mixing(n + len(augmented), n):
+                logits, _ = self.hook(torch.cat([clean, augmented]), lambda f: torch.cat([mix(f[:n]), f[n:]]))
+            return logits[: len(row)], logits[len(row) :], tuple(features)
+        intra_logits = inter_logits = None
+        if clean is not None:
+            intra_logits, _ = self.hook(clean, mix)
+        if augmented is not None:
+            with self._mixing(len(augmented)):
+                inter_logits = self.model(augmented)
+        return intra_logits, inter_logits, tuple(features)
+
+    def _mixing(self, batch_size: int, first_row: int = 0) -> AbstractContextManager[None]:
+        mixing = getattr(self.mixup_fn, 'mixing', None)
+        return nullcontext() if mixing is None else mixing(batch_size, first_row)
 
 
 class SynerMixTask(ClassificationTask):
@@ -78,20 +110,24 @@ class SynerMixTask(ClassificationTask):
             defaults to whether mixup_fn is given.
         intra_criterion: Loss of the intra-class part, a mean over rows of logits `[K, num_classes]` and class indices
             `[K]`. Default: the loss that criterion_kwargs describe, for hard targets; or criterion itself.
-        mixup_fn: `timm.data.Mixup` (or alike) applied to the augmented images here; images and hard targets in, mixed
-            images and soft targets out. Not in the collate function, which would mix the clean views as well.
+        mixup_fn: The inter-class mixing of the augmented images, a `Mixer`: `timm.data.Mixup`, `ManifoldMixup` or your
+            own. Not in the collate function, which would mix the clean views as well.
         beta: Weight of the intra-class loss, in `[0, 1]`. None: 0.1 with mixup_fn and 0.5 without, as in the examples
             of the paper's code. At 0 there is no clean forward and the loss is timm's, bit for bit; at 1 there is no
             augmented forward.
         num_mixed: Images interpolated per class (the paper's P), 0 for all in the batch.
         fused: See `SynerMixModule`.
+        bank: For a class with one image in the batch, mix that with a recent feature of the class, see `FeatureBank`.
+        gather_rows: Mix the classes of the batches of all ranks together: the paper's mini-batch is then the global
+            one. At least the largest number of images in a batch of a rank, to which features are padded; 0 for the
+            classes of each rank by itself. Needs a process group.
         classifier: See `FeatureHook`.
-        seed: Seed of the mixing weights. Give each rank its own.
+        seed: Seed of the mixing weights. Give each rank its own, but with gather_rows the same.
         device, dtype, verbose: As in timm.
 
     Raises:
-        ValueError: beta or num_mixed is out of range, the model has no classifier, or criterion and mixup_fn come
-            without intra_criterion.
+        ValueError: beta or num_mixed is out of range, the model has no classifier, criterion and mixup_fn come without
+            intra_criterion, or bank and gather_rows together.
 
     Source: SynerMix (arXiv 2403.14137), steps 2 to 4. The authors' code loops over the classes on the host and leaves
     L_intra out of the loss it logs.
@@ -104,10 +140,12 @@ class SynerMixTask(ClassificationTask):
         criterion_kwargs: dict[str, Any] | None = None,
         *,
         intra_criterion: nn.Module | Callable | None = None,
-        mixup_fn: Mixup | None = None,
+        mixup_fn: Mixer | None = None,
         beta: float | None = None,
         num_mixed: int = 0,
         fused: bool = False,
+        bank: bool = False,
+        gather_rows: int = 0,
         classifier: str | None = None,
         seed: int = 42,
         device: torch.device | None = None,
@@ -117,6 +155,8 @@ class SynerMixTask(ClassificationTask):
         beta = (0.1 if mixup_fn is not None else 0.5) if beta is None else beta
         check_beta(beta)
         check_num_mixed(num_mixed)
+        if bank and gather_rows:
+            raise ValueError('bank and gather_rows cannot be used together: a bank is of one rank.')
         if criterion is not None and intra_criterion is None:
             if mixup_fn is not None:
                 raise ValueError(
@@ -134,10 +174,15 @@ class SynerMixTask(ClassificationTask):
         if isinstance(intra_criterion, LabelSmoothingCrossEntropy):  # the same loss, but torch's can skip padding
             intra_criterion = nn.CrossEntropyLoss(label_smoothing=intra_criterion.smoothing)
         self.intra_criterion = intra_criterion
-        self.trainable_module: Any = SynerMixModule(model, classifier, fused)
+        self.trainable_module: Any = SynerMixModule(model, classifier, fused, gather_rows, mixup_fn)
         self.mixup_fn = mixup_fn
         self.beta = beta
         self.num_mixed = num_mixed
+        self.gather_rows = gather_rows
+        self.bank: FeatureBank | None = None
+        if bank:
+            leaf: Any = model.get_submodule(self.trainable_module.hook.leaf_names[0])
+            self.bank = FeatureBank(num_classes=len(leaf.weight))
         self.synermix_enabled = True  # set to False to go on with L_inter alone, as Mixup.mixup_enabled
         self.seed = seed
         self._generator: torch.Generator | None = None
@@ -165,49 +210,71 @@ class SynerMixTask(ClassificationTask):
             self._generator = torch.Generator(device).manual_seed(self.seed)
         return self._generator
 
+    def get_task_state(self, module: nn.Module | None = None, ema: bool = False) -> dict[str, Any]:
+        """What a checkpoint holds besides the model: the feature bank."""
+        return {} if self.bank is None or ema else {'bank': self.bank.state_dict()}
+
+    def load_task_state(
+        self, state: dict[str, Any] | None, strict: bool = True, module: nn.Module | None = None, ema: bool = False
+    ) -> None:
+        """Take over the feature bank of a checkpoint, if it has one."""
+        if self.bank is not None and not ema and state and 'bank' in state:
+            self.bank.load_state_dict(state['bank'], self.device)
+
     def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
         """Both losses of one batch.
 
         Args:
-            input: `[2B, C, H, W]`: B clean images, then B augmented views of the same images. Or B augmented images
-                alone, then there is no intra-class part.
-            target: Class indices, int64 `[B]`.
+            input: `[N + A, C, H, W]`: N clean images, then an augmented view of the first A of them; A is N if every
+                image takes part in both losses. Or `[N, C, H, W]`: augmented images alone, then there is no intra-class
+                part.
+            target: Class indices, int64 `[N]`.
 
         Returns:
             'loss': the loss to minimise. 'output': logits of the augmented images, or with beta 1 of the synthesised
             features. 'intra_loss' and 'inter_loss', detached, for what was computed.
 
         Raises:
-            ValueError: input has neither B nor 2B rows.
+            ValueError: input has fewer than N or more than 2 N rows.
         """
-        if len(input) not in (len(target), 2 * len(target)):
-            raise ValueError(
-                f'input must have {len(target)} rows, or {2 * len(target)} with clean views, got {len(input)}.'
-            )
-        two_views = len(input) == 2 * len(target)
-        beta = self.beta if two_views and self.synermix_enabled else 0.0
-        clean, augmented = input[: len(target)], input[-len(target) :]
+        n = len(target)
+        if not n <= len(input) <= 2 * n:
+            raise ValueError(f'input must have {n} rows, or up to {2 * n} with clean views, got {len(input)}.')
+        beta = self.beta if len(input) > n and self.synermix_enabled else 0.0
+        clean, augmented = input[:n], input[n if len(input) > n else 0 :]
 
-        weight = row = row_target = target
+        row, weight, row_target, bank = target, target, target, None
         if beta > 0.0:
-            row, row_target = class_rows(target)
-            weight = row_weight(row, num_mixed=self.num_mixed, generator=self._generator_on(target.device))
+            row, weight, row_target, bank = self._draw_mix(target)
+        inter_target = target[: len(augmented)]
         if self.mixup_fn is not None and beta < 1.0:
-            augmented, target = self.mixup_fn(augmented, target)
-        intra_logits, inter_logits = self.trainable_module(
-            clean if beta > 0.0 else None, augmented if beta < 1.0 else None, row, weight
+            augmented, inter_target = self.mixup_fn(augmented, inter_target)
+        intra_logits, inter_logits, features = self.trainable_module(
+            clean if beta > 0.0 else None, augmented if beta < 1.0 else None, row, weight, bank
         )
+        if self.bank is not None and beta > 0.0:
+            self.bank.update(features, row, row_target)
 
         result: dict[str, Tensor] = {'output': intra_logits if inter_logits is None else inter_logits}
         if intra_logits is not None:
             result['loss'] = intra_loss = class_mean_loss(self.intra_criterion, intra_logits, row_target)
             result['intra_loss'] = intra_loss.detach()
         if inter_logits is not None:
-            result['loss'] = inter_loss = self.criterion(inter_logits, target)
+            result['loss'] = inter_loss = self.criterion(inter_logits, inter_target)
             result['inter_loss'] = inter_loss.detach()
         if intra_logits is not None and inter_logits is not None:
             result['loss'] = synermix_loss(intra_loss, inter_loss, beta)
         return result
+
+    def _draw_mix(self, target: Tensor) -> tuple[Tensor, Tensor, Tensor, BankMix | None]:
+        """Row and weight of each image, class of each row, and partners from the bank."""
+        generator = self._generator_on(target.device)
+        if self.gather_rows:
+            target = gather_rows(target, self.gather_rows, fill=IGNORE_INDEX)  # padding: a class of its own, ignored
+        row, row_target = class_rows(target)
+        weight = row_weight(row, num_mixed=self.num_mixed, generator=generator)
+        bank = None if self.bank is None else self.bank.draw(row, row_target, generator)
+        return row, weight, row_target, bank
 
 
 def class_mean_loss(criterion: nn.Module | Callable, logits: Tensor, row_target: Tensor) -> Tensor:
