@@ -1,6 +1,7 @@
 import json
 import logging
 import random
+import socket
 import sys
 import tarfile
 from pathlib import Path
@@ -100,3 +101,10 @@ def run_train(image_folder, tmp_path, capsys, monkeypatch):
         return TrainResult(tmp_path / experiment, capsys.readouterr().out)
 
     return run
+
+
+@pytest.fixture
+def free_port():
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        return s.getsockname()[1]

@@ -47,7 +47,14 @@ def flags(image_folder, output):
 
 
 @pytest.mark.parametrize(
-    'extra', [['--mixup', '0.5', '--model-ema'], ['--grad-accum-steps', '2', '--synermix-forward', 'fused']]
+    'extra',
+    [
+        ['--mixup', '0.5', '--model-ema'],
+        ['--grad-accum-steps', '2', '--synermix-forward', 'fused', '--synermix-gather'],
+        ['--manifold-mixup', '1', '--torchcompile', 'eager', '--synermix-batch', 'fixed', '--model-ema'],
+        ['--cutmix', '1', '--synermix-singletons', 'bank', '--torchcompile', 'eager', '--grad-accum-steps', '2'],
+    ],
+    ids=lambda extra: extra[0],
 )
 def test_two_processes_train_one_model(image_folder, tmp_path, extra):
     (tmp_path / 'spy.py').write_text(SPY)
@@ -64,6 +71,58 @@ def test_two_processes_train_one_model(image_folder, tmp_path, extra):
     correct = ranks[0]['metrics']['top1'] * 19 / 100
     assert correct == pytest.approx(round(correct), abs=1e-6)  # 19 images are counted, the sampler's 20th is not
     assert {path.name for path in (tmp_path / 'run').iterdir()} >= {'summary.csv', 'last.pth.tar'}
+
+
+def test_two_machines_train_one_model(image_folder, tmp_path, free_port):
+    """Two launches of one process each that meet on a port, as on two hosts."""
+    (tmp_path / 'spy.py').write_text(SPY)
+    node = [sys.executable, '-m', 'torch.distributed.run', '--nnodes', '2', '--nproc_per_node', '1']
+    node += ['--master_addr', '127.0.0.1', '--master_port', free_port, '--node_rank']
+    run = [tmp_path / 'spy.py', *flags(image_folder, tmp_path), '-b', '4']
+    env = {**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'}
+    nodes = [
+        subprocess.Popen([*map(str, [*node, rank, *run])], cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True)
+        for rank in (0, 1)
+    ]
+    try:
+        for process in nodes:
+            _, stderr = process.communicate(timeout=180)
+            assert process.returncode == 0, stderr[-3000:]
+    finally:
+        for process in nodes:
+            process.kill()
+    first, second = (torch.load(tmp_path / f'rank{rank}.pt', weights_only=False) for rank in (0, 1))
+    for name, value in first['state_dict'].items():
+        assert torch.equal(value, second['state_dict'][name]), name
+    assert first['metrics'] == second['metrics']
+    assert first['steps'] == second['steps'] == 3
+
+
+@pytest.mark.parametrize('name', ['WORLD_SIZE', 'SLURM_STEP_NUM_TASKS', 'OMPI_COMM_WORLD_SIZE'])
+def test_processes_that_would_train_copies_are_refused(run_train, monkeypatch, capsys, name):
+    monkeypatch.setenv(name, '2')  # without the rank that a launcher would give
+    with pytest.raises(SystemExit) as error:
+        run_train('--synermix')
+    assert error.value.code == 2
+    message = capsys.readouterr().err
+    if name == 'SLURM_STEP_NUM_TASKS':
+        assert 'SLURM_STEP_NUM_TASKS asks for 2 processes' in message
+        assert 'start them with torchrun or accelerate launch' in message
+    else:  # on a CPU Accelerate takes its word, and misses an address
+        assert '`MASTER_ADDR` env was not set' in message
+
+
+def test_sharded_models_are_refused(image_folder, tmp_path):
+    config = tmp_path / 'accelerate.yaml'
+    config.write_text(
+        'compute_environment: LOCAL_MACHINE\ndistributed_type: FSDP\nuse_cpu: true\nnum_machines: 1\n'
+        'num_processes: 2\nfsdp_config:\n  fsdp_version: 2\n'
+    )
+    launcher = ['-m', 'accelerate.commands.launch', '--config_file', config, '--main_process_port', '0']
+    process = launch([*launcher, ROOT / 'train.py', *flags(image_folder, tmp_path)])
+    assert process.returncode != 0
+    assert "FSDP in Accelerate's configuration is not supported" in process.stderr
+    assert not (tmp_path / 'run').exists()
 
 
 def test_accelerate_launch_and_its_configuration(image_folder, tmp_path):

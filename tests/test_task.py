@@ -1,4 +1,5 @@
 import copy
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -10,8 +11,8 @@ from timm.task import ClassificationTask, resume_task_checkpoint
 from timm.utils import CheckpointSaver
 from torch import nn
 
-from timm_synermix import SynerMixTask
-from timm_synermix.functional import row_weight
+from timm_synermix import ManifoldMixup, SynerMixTask
+from timm_synermix.functional import class_rows, row_weight
 from timm_synermix.mixup import HalfMixup, create_mixup
 
 B, CLASSES = 8, 5
@@ -144,19 +145,42 @@ def test_half_mode_is_timm_s():
         assert soft[i, TARGET[i]] >= 1 - share - 0.02
 
 
-def test_beta_zero_is_timm_s_task_bit_for_bit():
+class SwapHalves:
+    """A mixer as a user may write one."""
+
+    def __call__(self, x, target):
+        soft = F.one_hot(target, CLASSES).to(x)
+        return 0.7 * x + 0.3 * x.roll(len(x) // 2, 0), 0.7 * soft + 0.3 * soft.roll(len(x) // 2, 0)
+
+
+MIXERS = {
+    'none': lambda model: None,
+    'mixup': lambda model: create_mixup(num_classes=CLASSES),
+    'cutmix-pair': lambda model: create_mixup('pair', mixup_alpha=0.0, cutmix_alpha=1.0, num_classes=CLASSES),
+    'switch-elem': lambda model: create_mixup('elem', cutmix_alpha=1.0, num_classes=CLASSES),
+    'half': lambda model: create_mixup('half', num_classes=CLASSES),
+    'manifold': lambda model: ManifoldMixup(model, CLASSES, (3, 16, 16), layers=['2'], seed=1),
+    'manifold-input': lambda model: ManifoldMixup(model, CLASSES, (3, 16, 16), layers=['input'], seed=1),
+    'own': lambda model: SwapHalves(),
+}
+
+
+@pytest.mark.parametrize('name', MIXERS)
+def test_beta_zero_is_timm_s_task_bit_for_bit(name):
     model = create_model().float()
     reference = copy.deepcopy(model)
     x = images().float()
-    mixup = Mixup(num_classes=CLASSES)
-    task = create_task(model, mixup_fn=mixup, beta=0.0)
+    task = create_task(model, mixup_fn=MIXERS[name](model), beta=0.0)
     np.random.seed(1)
     result = task(x.clone(), TARGET)
     result['loss'].backward()
 
-    plain = ClassificationTask(reference, criterion_kwargs=dict(soft_targets=True), verbose=False)
+    mixup_fn = MIXERS[name](reference)
+    plain = ClassificationTask(reference, criterion_kwargs=dict(soft_targets=mixup_fn is not None), verbose=False)
     np.random.seed(1)
-    expected = plain(*mixup(x[B:].clone(), TARGET))
+    mixed, soft = (x[B:], TARGET) if mixup_fn is None else mixup_fn(x[B:].clone(), TARGET)
+    with mixup_fn.mixing(B) if hasattr(mixup_fn, 'mixing') else nullcontext():
+        expected = plain(mixed, soft)
     expected['loss'].backward()
     assert torch.equal(result['loss'], expected['loss'])
     assert torch.equal(result['output'], expected['output'])
@@ -167,16 +191,68 @@ def test_beta_zero_is_timm_s_task_bit_for_bit():
         assert torch.equal(p, q)
 
 
-def test_beta_one_is_the_intra_class_loss_alone(fixed_draws):
+@pytest.mark.parametrize('name', MIXERS)
+def test_beta_one_is_the_intra_class_loss_alone(name, fixed_draws):
     model = create_model()
     reference = copy.deepcopy(model)
     x = images()
-    result = create_task(model, beta=1.0)(x, TARGET)
+    result = create_task(model, mixup_fn=MIXERS[name](model), beta=1.0)(x, TARGET)
     torch.testing.assert_close(
         result['loss'], intra_loss_by_loop(reference, x[:B], fixed_draws, lambda z, t: F.cross_entropy(z, t))
     )
     assert 'inter_loss' not in result
     assert model[1].num_batches_tracked == 1  # no augmented forward
+
+
+def test_images_with_a_clean_view_alone_join_the_intra_class_loss_alone(fixed_draws):
+    model = create_model(norm=False)
+    x = images()[: B + 6]  # the last two have no augmented view
+    result = create_task(model, mixup_fn=SwapHalves(), beta=0.3)(x, TARGET)
+    intra = intra_loss_by_loop(model, x[:B], fixed_draws, F.cross_entropy)
+    mixed, soft = SwapHalves()(x[B:], TARGET[:6])
+    torch.testing.assert_close(result['intra_loss'], intra.detach())
+    torch.testing.assert_close(result['inter_loss'], F.cross_entropy(model(mixed), soft).detach())
+
+
+@pytest.mark.parametrize('fused', [False, True])
+def test_the_bank_is_a_partner_for_lone_classes(fused):
+    """Class 4 has one image; its feature of the step before, and no gradient through it, joins."""
+    model = create_model(norm=False)
+    task = create_task(model, beta=1.0 if not fused else 0.5, bank=True, fused=fused)
+    first, second = images(), images()
+    task(first, TARGET)
+    before = task.bank.state_dict()['feature0'][4].clone()
+    torch.testing.assert_close(before.double(), nn.Sequential(*model[:-1])(first[B - 1 : B])[0].detach())
+
+    state = task._generator.get_state()
+    result = task(second, TARGET)
+    generator = torch.Generator()
+    generator.set_state(state)
+    row, _ = class_rows(TARGET)
+    weight = row_weight(row, generator=generator).double()
+    u, v = 1 - torch.rand(2, B, generator=generator)
+    share = (v / (u + v)).double()
+    feature = nn.Sequential(*model[:-1])(second[:B])
+    losses = []
+    for r, c in enumerate(TARGET.unique()):
+        mixed = weight[TARGET == c] @ feature[TARGET == c]
+        if c == 4:
+            mixed = (1 - share[r]) * mixed + share[r] * before.double()
+        losses.append(F.cross_entropy(model[-1](mixed[None]), c[None]))
+    torch.testing.assert_close(result['intra_loss'], torch.stack(losses).mean().detach(), atol=1e-6, rtol=1e-6)
+
+
+def test_the_bank_goes_through_a_checkpoint_of_timm(tmp_path):
+    model = create_model()
+    task = create_task(model, bank=True)
+    task(images(), TARGET)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    CheckpointSaver(model, optimizer, task=task, checkpoint_dir=str(tmp_path)).save_checkpoint(0, metric=1.0)
+    other = create_task(bank=True)
+    resume_task_checkpoint(other, str(tmp_path / 'last.pth.tar'))
+    assert other.bank.state_dict().keys() == task.bank.state_dict().keys()
+    for name, value in task.bank.state_dict().items():
+        assert torch.equal(other.bank.state_dict()[name], value)
 
 
 @pytest.mark.parametrize('how', ['disabled', 'one view'])
@@ -319,6 +395,7 @@ def test_under_autocast(amp):
     [
         (dict(beta=1.5), r'beta must be in \[0, 1\], got 1.5'),
         (dict(num_mixed=-2), 'num_mixed must be 0 .* got -2'),
+        (dict(bank=True, gather_rows=16), 'bank and gather_rows cannot be used together'),
         (dict(criterion=nn.CrossEntropyLoss(), mixup_fn=Mixup(num_classes=5)), 'intra_criterion must be given'),
     ],
 )

@@ -2,6 +2,7 @@
 
 import timm
 import torch
+from torch import nn
 
 from timm_synermix import FeatureHook, ManifoldMixup
 
@@ -13,7 +14,14 @@ def create(name, batch_size=3):
     size = config['input_size'][-1]
     if not config.get('fixed_input_size'):
         size = config['min_input_size'][-1] if config.get('min_input_size') else min(size, 224)
-    return model, torch.randn(batch_size, 3, size, size, generator=torch.Generator().manual_seed(1))
+    x = torch.randn(batch_size, 3, size, size, generator=torch.Generator().manual_seed(1))
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    if norms:  # without statistics of the images some deep networks give them all the same logits
+        for norm in norms:
+            norm.train().momentum = 1.0
+        with torch.no_grad():
+            model(x)
+    return model.eval(), x
 
 
 def check_feature_hook(model, x):

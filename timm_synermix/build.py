@@ -87,12 +87,12 @@ def _check_distribution(accelerator: Accelerator) -> None:
                 f'{name} asks for {asked} processes, but they have not found each other, and each would train a model '
                 'of its own; start them with torchrun or accelerate launch'
             )
-    kind = str(accelerator.distributed_type.value)
-    if kind in ('FSDP', 'DEEPSPEED', 'MEGATRON_LM', 'TP'):
-        raise ValueError(
-            f"distributed_type {kind} in Accelerate's configuration: models are trained whole on each device here, "
-            'with distributed_type MULTI_GPU or MULTI_CPU'
-        )
+    for kind in ('FSDP', 'DEEPSPEED', 'MEGATRON_LM'):
+        if parse_flag_from_env(f'ACCELERATE_USE_{kind}'):  # on a CPU Accelerate itself would pass over it in silence
+            raise ValueError(
+                f"{kind} in Accelerate's configuration is not supported: every process trains a whole copy of the "
+                'model here; set distributed_type to MULTI_GPU or MULTI_CPU'
+            )
 
 
 def create_datasets(args: argparse.Namespace, in_chans: int, num_classes: int) -> tuple[Any, Any]:

@@ -173,7 +173,7 @@ def _resolve(model: nn.Module, input_size: tuple[int, int, int], layers: Sequenc
     probe = LayerProbe(model, input_size)
     names = []
     for layer in layers:
-        number = int(layer) if str(layer).isdecimal() else None
+        number = int(layer) if str(layer).isdecimal() and layer not in probe.calls else None
         if number is not None and number > len(probe.listed):
             raise ValueError(f'layers must be indices from 0 to {len(probe.listed)} for this model, got {number}.')
         name = str(layer) if number is None else [INPUT, *probe.listed][number]

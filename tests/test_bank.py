@@ -1,0 +1,85 @@
+import pytest
+import torch
+
+from timm_synermix.bank import FeatureBank
+from timm_synermix.functional import class_rows, mix_rows, row_weight
+
+CLASSES, D = 6, 3
+
+
+def batch(*target):
+    target = torch.tensor(target)
+    return torch.randn(len(target), D), target, *class_rows(target)
+
+
+def test_a_lone_image_is_mixed_with_the_last_feature_of_its_class():
+    bank = FeatureBank(CLASSES)
+    feature, _, row, row_target = batch(4, 0, 4, 2)
+    assert bank.draw(row, row_target) is None
+    bank.update((feature,), row, row_target)
+    kept = {4: feature[2], 0: feature[1], 2: feature[3]}
+
+    feature, target, row, row_target = batch(2, 5, 4, 4, 0)  # 2 and 0 are alone; so is 5, which the bank does not know
+    mix = bank.draw(row, row_target)
+    weight = row_weight(row)
+    mixed = mix.add_to(mix_rows(feature, row, weight), 0)
+    for r, c in enumerate((0, 2, 4, 5)):
+        members = target == c
+        own = weight[members] @ feature[members]
+        if c in (0, 2):
+            assert 0 < mix.share[r] < 1
+            own = (1 - mix.share[r]) * own + mix.share[r] * kept[c]
+        torch.testing.assert_close(mixed[r], own)
+    assert mixed[4].abs().sum() == 0  # padding
+    assert mix.share[2:].abs().sum() == 0
+
+
+def test_shares_are_those_of_two_uniform_draws():
+    bank = FeatureBank(1)
+    feature, _, row, row_target = batch(0)
+    bank.update((feature,), row, row_target)
+    shares = torch.stack([bank.draw(row, row_target).share[0] for _ in range(4000)])
+    u, v = torch.rand(2, 100000)
+    expected = v / (u + v)
+    assert shares.mean().item() == pytest.approx(0.5, abs=0.02)
+    assert shares.std().item() == pytest.approx(expected.std().item(), rel=0.05)
+    assert shares.quantile(0.1).item() == pytest.approx(expected.quantile(0.1).item(), abs=0.02)
+
+
+def test_several_classifiers_and_feature_maps_keep_their_dtype():
+    bank = FeatureBank(CLASSES)
+    _, _, row, row_target = batch(0, 3)
+    features = torch.randn(2, 4, dtype=torch.bfloat16), torch.randn(2, 5, 1, 1, requires_grad=True)
+    bank.update(features, row, row_target)
+    mix = bank.draw(row, row_target)
+    for i, feature in enumerate(features):
+        mixed = mix.add_to(feature, i)
+        assert mixed.dtype == feature.dtype
+        torch.testing.assert_close(mixed, feature, rtol=1e-2, atol=1e-6)  # a feature mixed with itself
+        assert not mix.feature[i].requires_grad
+
+
+def test_state_goes_through_a_checkpoint_and_must_fit():
+    bank, other = FeatureBank(CLASSES), FeatureBank(CLASSES)
+    other.load_state_dict(bank.state_dict(), torch.device('cpu'))  # before the first step
+    feature, _, row, row_target = batch(1, 3)
+    assert other.draw(row, row_target) is None
+    bank.update((feature,), row, row_target)
+    other.load_state_dict(bank.state_dict(), torch.device('cpu'))
+    generators = [torch.Generator().manual_seed(0) for _ in range(2)]
+    first, second = (b.draw(row, row_target, g) for b, g in zip((bank, other), generators))
+    assert torch.equal(first.share, second.share)
+    assert torch.equal(first.feature[0], second.feature[0])
+    assert torch.equal(first.feature[0], feature)
+    with pytest.raises(ValueError, match='feature bank must be of 7 classes, got 6'):
+        FeatureBank(7).load_state_dict(bank.state_dict(), torch.device('cpu'))
+
+
+def test_nothing_is_read_back_from_the_device():
+    """On tensors without data, whatever would wait for a value fails."""
+    with torch.device('meta'):
+        bank = FeatureBank(CLASSES)
+        target, feature = torch.zeros(4, dtype=torch.long), torch.zeros(4, D)
+        row, row_target = class_rows(target)
+        bank.update((feature,), row, row_target)
+        assert bank.draw(row, row_target).add_to(feature, 0).shape == (4, D)
