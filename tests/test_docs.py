@@ -9,7 +9,7 @@ import torch
 from conftest import ROOT
 from timm.data import resolve_data_config
 
-from timm_synermix import create_synermix_loader
+from timm_synermix import SynerMixTask, add_manifold_mixup_args, add_synermix_args, create_synermix_loader
 from timm_synermix.datasets import create_dataset
 
 
@@ -81,7 +81,7 @@ def test_bare_loop(image_folder):
         create_dataset('', root=str(image_folder), split='train'), 32, 8, num_workers=0, device=torch.device('cpu')
     )
     scope = dict(batches=[(*x.chunk(2), y) for x, y in loader])
-    for snippet in snippets('docs/integrate.md')[4:]:
+    for snippet in snippets('docs/integrate.md')[6:]:
         exec(snippet, scope)
     assert scope['loss'].isfinite()
     feature = scope['hook'](scope['clean'])[1]
@@ -91,6 +91,17 @@ def test_bare_loop(image_folder):
     torch.testing.assert_close(scope['logits'], by_hand)  # the two ways agree where both apply
 
 
+def test_mixers(image_folder):
+    model = timm.create_model('test_resnet', num_classes=10)
+    scope = dict(model=model, SynerMixTask=SynerMixTask, torch=torch)
+    for snippet in snippets('docs/integrate.md')[4:6]:
+        exec(snippet, scope)
+        result = scope['task'](torch.randn(8, 3, 32, 32), torch.tensor([1, 1, 4, 4]))
+        assert result['loss'].isfinite()
+    _, soft = scope['mix_squares'](torch.randn(4, 3, 8, 8), torch.arange(4))
+    assert soft.sum(1).tolist() == [1.0] * 4
+
+
 def test_readme_code():
     (snippet,) = snippets('README.md')
     exec(snippet, {})
@@ -98,10 +109,9 @@ def test_readme_code():
 
 def test_readme_names_every_synermix_flag_and_what_is_left_out():
     text = (ROOT / 'README.md').read_text()
-    from timm_synermix import add_synermix_args
-
     parser = argparse.ArgumentParser()
     add_synermix_args(parser)
+    add_manifold_mixup_args(parser)
     for action in parser._actions[1:]:
         assert f'`{action.option_strings[0]}' in text, action.option_strings
     assert '--naflex-loader' in text

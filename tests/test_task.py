@@ -10,6 +10,7 @@ from timm.data import Mixup
 from timm.task import ClassificationTask, resume_task_checkpoint
 from timm.utils import CheckpointSaver
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 
 from timm_synermix import ManifoldMixup, SynerMixTask
 from timm_synermix.functional import class_rows, row_weight
@@ -378,6 +379,28 @@ def test_compiled_without_graph_breaks(fused):
     assert set(task.get_checkpoint_state()['state_dict']) == set(model.state_dict())
     assert eval_model is task.get_eval_model()
     torch.testing.assert_close(eval_model.eval()(x), model.eval()(x))
+
+
+@pytest.mark.parametrize(
+    ('kwargs', 'sizes', 'graphs'),
+    [
+        (dict(), [8], 1),
+        (dict(fused=True), [8], 1),
+        (dict(bank=True), [8], 2),  # without a bank in the first step
+        (dict(), [8, 10, 6, 12], 2),  # one for the first size, one for any other
+    ],
+)
+def test_no_recompilation_after_warm_up(kwargs, sizes, graphs):
+    counter = CompileCounter()
+    task = create_task(create_model().float(), mixup_fn=create_mixup(num_classes=CLASSES), **kwargs)
+    task.compile(backend=counter, fullgraph=True)
+    counts = []
+    for step in range(12):
+        n = sizes[step % len(sizes)]
+        target = torch.randint(0, CLASSES, (n,))
+        task(torch.randn(2 * n, 3, 16, 16), target)['loss'].backward()
+        counts.append(counter.frame_count)
+    assert counts[len(sizes)] == counts[-1] == graphs
 
 
 @pytest.mark.parametrize('amp', [None, torch.bfloat16])

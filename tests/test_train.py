@@ -99,6 +99,11 @@ WORK_WITH_SYNERMIX = [
     ['--aa', 'rand-m9-mstd0.5', '--reprob', '0.3', '--color-jitter', '0.4'],
     ['--synermix-forward', 'fused'],
     ['--synermix-singletons', 'keep'],
+    ['--synermix-singletons', 'bank'],
+    ['--synermix-supplement', 'clean', '--mixup', '0.5', '--reprob', '0.5'],
+    ['--synermix-batch', 'fixed', '--cutmix', '1'],
+    ['--manifold-mixup', '1'],
+    ['--manifold-mixup', '0.2', '--manifold-mixup-layers', '0', 'blocks.1', '--synermix-forward', 'fused'],
     ['--synermix-num-mixed', '2'],
     ['--synermix-beta', '0'],
     ['--synermix-beta', '1'],
@@ -148,6 +153,25 @@ def test_flags_that_work_with_synermix(run_train, flags):
     beta = flags[1] if flags[0] == '--synermix-beta' else None
     assert ('train_intra_loss' in row) == (beta != '0')
     assert ('train_inter_loss' in row) == (beta != '1')
+
+
+def test_manifold_mixup_alone(run_train, caplog):
+    """With beta 0: MixUp's own loss, higher than that of one-hot targets, and no clean images."""
+    caplog.set_level('INFO')
+    run = run_train('--manifold-mixup', '1', '--smoothing', '0', '--mixup-off-epoch', '1', '--epochs', '2')
+    assert 'Manifold MixUp of input, blocks.1, blocks.2, alpha 1' in caplog.text
+    assert 'train_intra_loss' not in run.summary()[0]
+    assert run.summary()[0]['train_inter_loss'] == run.summary()[0]['train_loss']
+
+
+def test_the_feature_bank_is_resumed(run_train):
+    first = run_train('--synermix', '--synermix-singletons', 'bank').checkpoint()['task_state']['bank']
+    assert first['filled'].tolist() == [True] * 4 + [False]
+    flags = ['--synermix', '--synermix-singletons', 'bank', '--resume', 'auto', '--epochs', '2', '--val-split', '']
+    second = run_train(*flags).checkpoint()['task_state']['bank']
+    assert not torch.equal(first['feature0'], second['feature0'])
+    other = run_train(*flags, '--epochs', '3', '--synermix-off-epoch', '1').checkpoint()['task_state']['bank']
+    assert torch.equal(other['feature0'], second['feature0'])  # it is taken over, and stays as it is when off
 
 
 def test_timm_flags_without_synermix(run_train):
@@ -363,6 +387,15 @@ BAD = {
     'loss name': (['--loss', 'mse'], "Unknown loss type 'mse'"),
     'sched': (['--sched', 'linear'], "Unknown scheduler 'linear'"),
     'eval metric': (['--eval-metric', 'f1'], '--eval-metric must be one of loss, top1, top5, got f1'),
+    'layer': (['--manifold-mixup', '1', '--manifold-mixup-layers', 'layer1'], '--manifold-mixup-layers: layers: this'),
+    'checkpointing': (['--manifold-mixup', '1', '--grad-checkpointing'], 'alone with gradient checkpointing'),
+    'two mixers': (['--manifold-mixup', '1', '--mixup', '1'], '--manifold-mixup and --mixup or --cutmix cannot be'),
+    'mode': (['--manifold-mixup', '1', '--mixup-mode', 'elem'], '--manifold-mixup and --mixup-mode elem cannot be'),
+    'sizes': (['--synermix-batch', 'fixed', '--synermix-supplement', 'clean'], '--synermix-batch fixed needs'),
+    'bank': (
+        ['--synermix-gather', '--synermix-singletons', 'bank'],
+        '--synermix-gather and --synermix-singletons bank',
+    ),
     'channels': (['--in-chans', '1', '--input-size', '3', '32', '32'], 'Conflicting input channel counts'),
 }
 
@@ -439,12 +472,15 @@ def test_synermix_flags_reach_the_task_and_the_loader(run_train, monkeypatch):
 
     spy('SynerMixTask', build.SynerMixTask)
     spy('create_synermix_loader', build.create_synermix_loader)
-    given = dict(beta='0.3', num_mixed='2', forward='fused', singletons='keep')
+    given = dict(beta='0.3', num_mixed='2', forward='fused', singletons='bank', supplement='clean')
     flags = [part for name, value in given.items() for part in (f'--synermix-{name.replace("_", "-")}', value)]
     run_train('--synermix', *flags, '--crop-pct', '0.7', '--interpolation', 'bilinear', '--seed', '5')
-    expected = dict(beta=0.3, num_mixed=2, fused=True, singletons='keep', seed=5)
+    expected = dict(beta=0.3, num_mixed=2, fused=True, bank=True, singletons='bank', supplement='clean', seed=5)
     expected.update(crop_pct=0.7, clean_interpolation='bilinear')
     assert {name: seen[name] for name in expected} == expected
+    run_train('--synermix', '--synermix-batch', 'fixed', '--synermix-gather', experiment='other')
+    assert seen['batch'] == 'fixed'
+    assert seen['gather_rows'] == 0  # one process has nothing to gather
 
 
 def test_the_average_follows_the_weights(run_train):

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from timm_synermix import FeatureHook, ManifoldMixup
+from timm_synermix.features import find_classifier_leaves
 
 
 def create(name, batch_size=3):
@@ -15,8 +16,10 @@ def create(name, batch_size=3):
     if not config.get('fixed_input_size'):
         size = config['min_input_size'][-1] if config.get('min_input_size') else min(size, 224)
     x = torch.randn(batch_size, 3, size, size, generator=torch.Generator().manual_seed(1))
+    for leaf in find_classifier_leaves(model):  # some start at zero, and give all images the same logits
+        nn.init.normal_(model.get_submodule(leaf).weight, std=0.1)
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    if norms:  # without statistics of the images some deep networks give them all the same logits
+    if norms:  # without statistics of the images those of some deep networks fade
         for norm in norms:
             norm.train().momentum = 1.0
         with torch.no_grad():
