@@ -23,6 +23,7 @@ from timm_synermix.checkpoint import load_errors
 from timm_synermix.cli import TrainParser, usage_errors
 from timm_synermix.datasets import check_classes, create_dataset
 from timm_synermix.evaluate import evaluate
+from timm_synermix.features import FeatureHook
 from timm_synermix.metrics import InterClassDistance, IntraClassDistance
 from timm_synermix.models import build_classifier, check_weights_file
 
@@ -119,7 +120,7 @@ def evaluate_features(accelerator: Accelerator, model: Any, loader: Any) -> tupl
         batches.append((feature.float().cpu(), target.cpu()))
 
     evaluator = ClassificationEvaluator(accelerator.device)
-    metrics = evaluate(accelerator, model, loader, evaluator, on_features=keep)
+    metrics = evaluate(accelerator, model, loader, evaluator, feature_hook=FeatureHook(model), on_features=keep)
     features, targets = (torch.cat(parts) for parts in zip(*batches, strict=True))
     shape: dict[str, int] = dict(num_classes=model.num_classes, feature_dim=features.shape[1])
     for name, metric in dict(

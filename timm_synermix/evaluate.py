@@ -10,12 +10,52 @@ import torch
 from accelerate import Accelerator
 from timm.task import ClassificationEvaluator, evaluation_sample_limit
 from torch import Tensor, nn
+from torchmetrics import MetricCollection
 from tqdm import tqdm
 
 from timm_synermix.features import FeatureHook
-from timm_synermix.metrics import pool_feature
+from timm_synermix.metrics import cohesion_metrics, pool_feature
 
 _logger = logging.getLogger('train')
+
+
+class CohesionMeter:
+    """The cohesion metrics of an evaluation, and the features of a few classes to draw.
+
+    Args:
+        num_classes: Number of classes.
+        device: Where to accumulate.
+        num_drawn: Classes whose features are kept, spread evenly over all.
+    """
+
+    def __init__(self, num_classes: int, device: torch.device | str = 'cpu', num_drawn: int = 10) -> None:
+        self.num_classes = num_classes
+        # float64 keeps large sums exact; Apple's GPUs have none
+        self.device = torch.device('cpu' if torch.device(device).type == 'mps' else device)
+        self.drawn_classes = torch.linspace(0, num_classes - 1, min(num_drawn, num_classes)).long()
+        self._metrics: MetricCollection | None = None
+        self._drawn: list[tuple[Tensor, Tensor]] = []
+
+    def update(self, feature: Tensor, target: Tensor) -> None:
+        """Add features `[N, D]` and targets `[N]`; N may be 0."""
+        if self._metrics is None:  # the first batch tells how long a feature is
+            self._metrics = cohesion_metrics(self.num_classes, feature.shape[1]).to(self.device)
+        self._metrics.update(feature, target)
+        drawn = torch.isin(target, self.drawn_classes.to(target.device))
+        self._drawn.append((feature[drawn].float().cpu(), target[drawn].cpu()))
+
+    def compute(self) -> tuple[dict[str, float], dict[str, Tensor]]:
+        """The metrics by name and the table of `ClassTable`, over all processes; every process must call it."""
+        if self._metrics is None:
+            raise ValueError('the cohesion of no image at all was asked for')
+        values = {name: metric.compute() for name, metric in self._metrics.items(keep_base=True)}
+        table = values.pop('class_table')
+        return {name: value.item() for name, value in values.items()}, table
+
+    def drawn(self) -> tuple[Tensor, Tensor]:
+        """Features `[M, D]` and targets `[M]` of the classes to draw, of this process, on the CPU."""
+        features, targets = zip(*self._drawn, strict=True)
+        return torch.cat(features), torch.cat(targets)
 
 
 @torch.no_grad()
@@ -28,6 +68,7 @@ def evaluate(
     channels_last: bool = False,
     tta: int = 0,
     log_name: str = 'Test',
+    feature_hook: FeatureHook | None = None,
     on_features: Callable[[Tensor, Tensor], None] | None = None,
 ) -> dict[str, float]:
     """Evaluate a model on every image of a loader once, on all processes together.
@@ -40,32 +81,35 @@ def evaluate(
         channels_last: Convert images to the channels-last memory layout.
         tta: Average the logits of this many consecutive images, the augmented copies of one.
         log_name: Start of the log line.
+        feature_hook: Hook on the model, or on what is compiled or wrapped in it; needed for on_features.
         on_features: Called with the features `[N, D]` (see `pool_feature`) and targets `[N]` of each batch, read in the
-            same forward. In one process only.
+            same forward, without the images that a distributed sampler repeats; N may be 0.
 
     Returns:
         timm's metrics: loss, and top1 and top5 in per cent.
     """
     evaluator.max_samples = evaluation_sample_limit(loader)
     model.eval()
-    hook = None if on_features is None else FeatureHook(model)
     watched = accelerator.is_main_process and sys.stderr.isatty()
     for input, target in tqdm(loader, desc=log_name, unit='batch', leave=False, disable=not watched):
         input, target = input.to(accelerator.device), target.to(accelerator.device)
         if channels_last:
             input = input.contiguous(memory_format=torch.channels_last)
         with accelerator.autocast():
-            output, feature = (model(input), None) if hook is None else hook(input)
-        if on_features is not None and feature is not None:
-            on_features(pool_feature(feature), target)
+            output, feature = (model(input), None) if feature_hook is None else feature_hook(input, model=model)
         if isinstance(output, (tuple, list)):
             output = output[0]
         if tta > 1:
             output = output.unfold(0, tta, tta).mean(dim=2)
             target = target[::tta]
+        if on_features is not None and feature is not None:
+            feature = pool_feature(feature)
+            if tta > 1:
+                feature = feature.unflatten(0, (-1, tta)).mean(1)
+            limit = evaluator.max_samples
+            count = len(target) if limit is None else max(0, min(len(target), limit - evaluator.num_samples))
+            on_features(feature[:count], target[:count])
         evaluator.update(output, target)
-    if hook is not None:
-        hook.remove()
     metrics = dict(evaluator.compute(distributed=accelerator.num_processes > 1))
     if accelerator.is_main_process:
         _logger.info(f'{log_name}: ' + '  '.join(f'{name}: {value:.4g}' for name, value in metrics.items()))

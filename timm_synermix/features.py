@@ -48,7 +48,10 @@ class FeatureHook:
         return (feature, *args[1:])
 
     def __call__(
-        self, input: Tensor, transform: Callable[[Tensor], Tensor] | None = None
+        self,
+        input: Tensor,
+        transform: Callable[[Tensor], Tensor] | None = None,
+        model: Callable[[Tensor], Any] | None = None,
     ) -> tuple[Tensor, Tensor | tuple[Tensor, ...]]:
         """Run the model once and return its logits and the features its classifier saw.
 
@@ -56,6 +59,8 @@ class FeatureHook:
             input: Whatever the model takes, images `[N, C, H, W]`.
             transform: Applied to the features before the classifier, once per classifier leaf. It must treat them
                 alike: the logits have the rows that it returns.
+            model: What to call instead of the model: a compiled or wrapped form of it. The hook must be older than the
+                compiled form, which does not see later ones.
 
         Returns:
             logits: `[N, num_classes]`; the rows are those of transform.
@@ -64,7 +69,7 @@ class FeatureHook:
         """
         self._active, self._transform, self._features = True, transform, []
         try:
-            logits = self.model(input)
+            logits = (self.model if model is None else model)(input)
             features = self._features
         finally:
             self._active, self._transform, self._features = False, None, []

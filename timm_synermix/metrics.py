@@ -1,16 +1,23 @@
-"""Distances within and between classes in feature space, over a whole evaluation set."""
+"""How tight and how far apart classes are in feature space: streaming metrics over a whole evaluation set.
+
+Every metric takes features `[N, D]` of any floating dtype and classes int64 `[N]`, accumulates in float64, and adds up
+over processes. "Mean over images" weighs every image alike, "mean over classes" every class that has images. Measure on
+clean images, over a whole evaluation set: the class means of few images are biased.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from torchmetrics import Metric
+from torchmetrics import Metric, MetricCollection
+from torchmetrics.utilities import dim_zero_cat
 
 
-class _ClassMoments(Metric):
-    """Count, sum and squared norm of the features of each class: all that the distances need, in O(C x D) memory.
+class _ClassMetric(Metric):
+    """What the metrics have in common: checks, float64 states that add up, and the classes that have images.
 
     Args:
         num_classes: Number of classes C.
@@ -21,8 +28,6 @@ class _ClassMoments(Metric):
     full_state_update = False
     is_differentiable = False
     count: Tensor
-    sum: Tensor
-    square: Tensor
 
     def __init__(self, num_classes: int, feature_dim: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -30,34 +35,69 @@ class _ClassMoments(Metric):
             raise ValueError(
                 f'num_classes and feature_dim must be positive, got num_classes={num_classes}, {feature_dim=}.'
             )
-        shapes = dict(count=(num_classes,), square=(num_classes,), sum=(num_classes, feature_dim))
-        for name, shape in shapes.items():  # float64: the spread is a small difference of large sums
-            self.add_state(name, torch.zeros(shape, dtype=torch.float64), dist_reduce_fx='sum')
+        self.num_classes, self.feature_dim = num_classes, feature_dim
+        self._add_sum('count', num_classes)
         self.set_dtype(torch.float64)
+
+    def _add_sum(self, name: str, *shape: int) -> None:
+        self.add_state(name, torch.zeros(shape, dtype=torch.float64), dist_reduce_fx='sum')
+
+    def _check(self, feature: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Features in float64 and targets, on the device of the states."""
+        if feature.ndim != 2 or feature.shape[1] != self.feature_dim or target.shape != feature.shape[:1]:
+            raise ValueError(
+                f'feature must be [N, {self.feature_dim}] and target [N], '
+                f'got {list(feature.shape)} and {list(target.shape)}.'
+            )
+        return feature.detach().to(self.count.device, torch.float64), target.to(self.count.device)
+
+
+class _ClassMoments(_ClassMetric):
+    """Of each class the count, the sum, the sum of squared norms and the sum of directions, in O(C x D) memory.
+
+    The metrics made of these share one state in a `MetricCollection`, which updates it once.
+    """
+
+    sum: Tensor
+    square: Tensor
+    direction: Tensor
+
+    def __init__(self, num_classes: int, feature_dim: int, **kwargs: Any) -> None:
+        super().__init__(num_classes, feature_dim, **kwargs)
+        self._add_sum('sum', num_classes, feature_dim)
+        self._add_sum('square', num_classes)
+        self._add_sum('direction', num_classes, feature_dim)
 
     def update(self, feature: Tensor, target: Tensor) -> None:
         """Add features `[N, D]`, any floating dtype, and their classes, int64 `[N]` in `[0, num_classes)`."""
-        if feature.ndim != 2 or feature.shape[1] != self.sum.shape[1] or target.shape != feature.shape[:1]:
-            raise ValueError(
-                f'feature must be [N, {self.sum.shape[1]}] and target [N], '
-                f'got {list(feature.shape)} and {list(target.shape)}.'
-            )
-        feature = feature.detach().double()
-        self.count.index_add_(0, target, torch.ones_like(target, dtype=torch.float64))
+        feature, target = self._check(feature, target)
+        square = feature.square().sum(1)
+        self.count.index_add_(0, target, torch.ones_like(square))
         self.sum.index_add_(0, target, feature)
-        self.square.index_add_(0, target, feature.square().sum(1))
+        self.square.index_add_(0, target, square)
+        norm = square.sqrt().clamp(min=torch.finfo(torch.float64).tiny)  # a zero feature has no direction
+        self.direction.index_add_(0, target, feature / norm[:, None])
 
-    def _means(self) -> Tensor:
-        """Means of the classes that have features."""
+    def _present(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the K classes with images: counts `[K]`, means `[K, D]`, and mean squared distances to the means `[K]`."""
         present = self.count > 0
-        return self.sum[present] / self.count[present, None]
+        count = self.count[present]
+        mean = self.sum[present] / count[:, None]
+        variance = self.square[present] / count - mean.square().sum(1)
+        return count, mean, variance.clamp(min=0)
+
+    def _scatters(self) -> tuple[Tensor, Tensor]:
+        """Traces of the scatter within and between classes: sums of squared distances, over images."""
+        count, mean, variance = self._present()
+        center = (count[:, None] * mean).sum(0) / count.sum()
+        return (count * variance).sum(), (count * (mean - center).square().sum(1)).sum()
 
 
 class IntraClassDistance(_ClassMoments):
     """Root mean square Euclidean distance of the features to the mean of their class.
 
-    `sqrt(1/N sum_i |f_i - mu_{y_i}|^2)`, in `[0, inf)`; lower is tighter. In units of the features, whose scale differs
-    from model to model: divide by the inter-class distance to compare.
+    `sqrt(mean_i |f_i - mu_{y_i}|^2)` over images, in `[0, inf)`; lower is tighter. In units of the features, whose
+    scale differs from model to model: divide by the inter-class distance to compare.
 
     Example:
         >>> metric = IntraClassDistance(num_classes=2, feature_dim=1)
@@ -70,9 +110,25 @@ class IntraClassDistance(_ClassMoments):
 
     def compute(self) -> Tensor:
         """The distance, float64 scalar; NaN before the first update."""
-        present = self.count > 0
-        scatter = self.square[present] - self.sum[present].square().sum(1) / self.count[present]
-        return (scatter.clamp(min=0).sum() / self.count.sum()).sqrt()
+        count, _, variance = self._present()
+        return ((count * variance).sum() / count.sum()).sqrt()
+
+
+class CosineCohesion(_ClassMoments):
+    """Mean cosine of the features to the direction of their class, or the mean resultant length of their directions.
+
+    With `u_i = f_i / |f_i|`: `mean_i cos(f_i, sum_{j: y_j = y_i} u_j)` over images, which equals
+    `1/N sum_c |sum_{i: y_i = c} u_i|`. In `[0, 1]`; 1 if all features of a class point the same way. Does not depend on
+    the scale of the features, but on their origin: after a ReLU all cosines are positive.
+
+    Source: mean resultant length, Mardia and Jupp, Directional Statistics (2000).
+    """
+
+    higher_is_better = True
+
+    def compute(self) -> Tensor:
+        """The mean cosine, float64 scalar; NaN before the first update."""
+        return self.direction.norm(dim=1).sum() / self.count.sum()
 
 
 class InterClassDistance(_ClassMoments):
@@ -92,7 +148,264 @@ class InterClassDistance(_ClassMoments):
 
     def compute(self) -> Tensor:
         """The distance, float64 scalar; NaN with fewer than two classes."""
-        return torch.nn.functional.pdist(self._means()).mean()
+        return torch.nn.functional.pdist(self._present()[1]).mean()
+
+
+class MinInterClassDistance(_ClassMoments):
+    """Smallest Euclidean distance between the means of two classes, in `[0, inf)`; higher is further apart."""
+
+    higher_is_better = True
+
+    def compute(self) -> Tensor:
+        """The distance, float64 scalar; NaN with fewer than two classes."""
+        distance = torch.nn.functional.pdist(self._present()[1])
+        return distance.min() if len(distance) else distance.mean()
+
+
+class FisherRatio(_ClassMoments):
+    """Trace of the scatter between classes over that within: `tr(S_B) / tr(S_W)`.
+
+    `sum_c n_c |mu_c - mu|^2 / sum_i |f_i - mu_{y_i}|^2`, mu the mean of all features. In `[0, inf]`; higher is tighter
+    and further apart, infinite for classes that are points. Free of the scale of the features.
+
+    Source: Fisher (1936); the criterion `J = tr(S_B) / tr(S_W)` in Fukunaga, Introduction to Statistical Pattern
+    Recognition (1990).
+    """
+
+    higher_is_better = True
+
+    def compute(self) -> Tensor:
+        """The ratio, float64 scalar; NaN if there is no scatter at all."""
+        within, between = self._scatters()
+        return between / within
+
+
+class CDNV(_ClassMoments):
+    """Class-distance normalised variance: the spread of two classes over the distance of their means.
+
+    `mean_{a < b} (v_a + v_b) / (2 |mu_a - mu_b|^2)`, v the mean squared distance to the class mean. In `[0, inf]`;
+    lower is tighter and further apart, 0 at neural collapse. Free of the scale of the features.
+
+    Source: Galanti, György and Hutter, On the Role of Neural Collapse in Transfer Learning (2021, arXiv 2112.15121).
+    """
+
+    higher_is_better = False
+
+    def compute(self) -> Tensor:
+        """The mean over pairs of classes, float64 scalar; NaN with fewer than two classes."""
+        _, mean, variance = self._present()
+        first, second = torch.triu_indices(len(mean), len(mean), 1, device=mean.device)
+        distance = torch.nn.functional.pdist(mean)
+        return ((variance[first] + variance[second]) / (2 * distance.square())).mean()
+
+
+class CalinskiHarabasz(_ClassMoments):
+    """Scatter between over within classes, each by its degrees of freedom: `tr(S_B) / tr(S_W) (N - K) / (K - 1)`.
+
+    In `[0, inf]`; higher is tighter and further apart. As `sklearn.metrics.calinski_harabasz_score`, but infinite for
+    classes that are points, where that returns 1.
+
+    Source: Calinski and Harabasz (1974).
+    """
+
+    higher_is_better = True
+
+    def compute(self) -> Tensor:
+        """The score, float64 scalar; NaN with one class, or with one image in each."""
+        within, between = self._scatters()
+        count = self.count[self.count > 0]
+        freedom = (count.sum() - len(count)) / (len(count) - 1) if len(count) > 1 else torch.nan
+        return between / within * freedom
+
+
+class DaviesBouldin(_ClassMoments):
+    """How much each class overlaps with the one it overlaps with most.
+
+    `mean_a max_{b != a} (s_a + s_b) / |mu_a - mu_b|` over classes, s the root mean square distance to the class mean.
+    In `[0, inf]`; lower is tighter and further apart. scikit-learn takes the mean distance for s (q = 1 in the paper),
+    which cannot be had in one pass; this is q = 2, never lower than scikit-learn's.
+
+    Source: Davies and Bouldin (1979).
+    """
+
+    higher_is_better = False
+
+    def compute(self) -> Tensor:
+        """The index, float64 scalar; NaN with fewer than two classes."""
+        _, mean, variance = self._present()
+        if len(mean) < 2:
+            return mean.new_tensor(torch.nan)
+        spread = variance.sqrt()
+        overlap = (spread[:, None] + spread) / _distances(mean)
+        return overlap.fill_diagonal_(0).max(1).values.mean()
+
+
+class NC1(_ClassMetric):
+    """Variability collapse: the covariance within classes, seen along the directions that tell the classes apart.
+
+    `trace(Sigma_W Sigma_B^+) / C`, where `Sigma_W = mean_i (f_i - mu_{y_i})(f_i - mu_{y_i})^T` over images,
+    `Sigma_B = mean_c (mu_c - m)(mu_c - m)^T` over classes with m the mean of the class means, and ^+ the
+    pseudo-inverse. In `[0, inf)`; lower is tighter, 0 at neural collapse. The only metric here that needs `O(D^2)`
+    memory besides.
+
+    Source: NC1 of Papyan, Han and Donoho (2020, arXiv 2008.08186).
+    """
+
+    higher_is_better = False
+    sum: Tensor
+    product: Tensor
+
+    def __init__(self, num_classes: int, feature_dim: int, **kwargs: Any) -> None:
+        super().__init__(num_classes, feature_dim, **kwargs)
+        self._add_sum('sum', num_classes, feature_dim)
+        self._add_sum('product', feature_dim, feature_dim)
+
+    def update(self, feature: Tensor, target: Tensor) -> None:
+        """Add features `[N, D]`, any floating dtype, and their classes, int64 `[N]` in `[0, num_classes)`."""
+        exact, target = self._check(feature, target)
+        self.count.index_add_(0, target, torch.ones_like(target, dtype=torch.float64))
+        self.sum.index_add_(0, target, exact)
+        # The products are the only cost that counts. In the features' own precision they are cheap, and exact enough
+        # about the batch's mean; what the mean adds is added in float64.
+        mean = exact.mean(0) if len(exact) else exact.sum(0)
+        centered = (exact - mean).to(torch.promote_types(feature.dtype, torch.float32))
+        rest = (exact - mean).sum(0)
+        self.product += (centered.T @ centered).double()
+        self.product += torch.outer(len(exact) * mean + rest, mean) + torch.outer(mean, rest)
+
+    def compute(self) -> Tensor:
+        """The ratio, float64 scalar; NaN with fewer than two classes, or if all class means are the same."""
+        present = self.count > 0
+        count = self.count[present]
+        mean = self.sum[present] / count[:, None]
+        _, scale, directions = torch.linalg.svd(mean - mean.mean(0), full_matrices=False)
+        kept = scale > scale.max() * max(mean.shape) * torch.finfo(torch.float64).eps
+        if not kept.any():
+            return mean.new_tensor(torch.nan)
+        directions, scale = directions[kept], scale[kept]
+        along = directions @ mean.T  # [R, K]
+        total = (directions @ self.product * directions).sum(1) / count.sum()
+        within = (total - (along.square() * count).sum(1) / count.sum()).clamp(min=0)
+        return (within * len(count) / scale.square()).sum() / len(count)
+
+
+class Silhouette(_ClassMetric):
+    """Mean silhouette of a random sample of the images: how much nearer an image is to its own class than to another.
+
+    `mean_i (b_i - a_i) / max(a_i, b_i)`, with a the mean Euclidean distance to the other images of the class, b that to
+    the images of the nearest other class. In `[-1, 1]`; higher is tighter and further apart.
+
+    Args:
+        num_classes, feature_dim: As for the other metrics.
+        size: Images in the sample, `O(size x D)` memory on each process.
+        seed: Seed of the sample; it also depends on the order in which images come.
+
+    Source: Rousseeuw (1987), by `sklearn.metrics.silhouette_score`.
+    """
+
+    higher_is_better = True
+    feature: list[Tensor]
+    target: list[Tensor]
+    priority: list[Tensor]
+
+    def __init__(self, num_classes: int, feature_dim: int, size: int = 1000, seed: int = 0, **kwargs: Any) -> None:
+        super().__init__(num_classes, feature_dim, **kwargs)
+        self.size, self.seed = size, seed
+        for name in ('feature', 'target', 'priority'):
+            self.add_state(name, [], dist_reduce_fx='cat')
+        self.reset()
+
+    def update(self, feature: Tensor, target: Tensor) -> None:
+        """Add features `[N, D]`, any floating dtype, and their classes, int64 `[N]`."""
+        feature, target = self._check(feature, target)
+        self.count.index_add_(0, target, torch.ones_like(target, dtype=torch.float64))
+        self.feature.append(feature)
+        self.target.append(target)
+        self.priority.append(torch.from_numpy(self._generator.random(len(target))).to(target.device))
+        if sum(map(len, self.priority)) > 2 * self.size:
+            kept = self._sample()
+            self.feature, self.target, self.priority = ([part] for part in kept)
+
+    def _sample(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Features, targets and priorities of the images with the highest priority, in their order.
+
+        That is a random sample of all images so far, and the samples of several processes can be merged into one.
+        """
+        feature, target, priority = map(dim_zero_cat, (self.feature, self.target, self.priority))
+        kept = priority.topk(min(self.size, len(priority))).indices.sort().values
+        return feature[kept], target[kept], priority[kept]
+
+    def reset(self) -> None:
+        """Forget all images."""
+        super().reset()
+        rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+        self._generator = np.random.default_rng([self.seed, rank])
+
+    def compute(self) -> Tensor:
+        """The silhouette, float64 scalar; NaN unless the sample has two classes, and fewer classes than images."""
+        from sklearn.metrics import silhouette_score  # slow to import
+
+        if not self.priority:
+            return self.count.new_tensor(torch.nan)
+        feature, target, _ = self._sample()
+        if not 2 <= len(target.unique()) < len(target):
+            return self.count.new_tensor(torch.nan)
+        return self.count.new_tensor(silhouette_score(feature.cpu().numpy(), target.cpu().numpy()))
+
+
+class ClassTable(_ClassMoments):
+    """The classes one by one: how tight each is, and which is nearest to it."""
+
+    def compute(self) -> dict[str, Tensor]:
+        """Tensors `[C]`, NaN (or -1) for classes without images.
+
+        'intra_class_distance': `sqrt(mean_i |f_i - mu_c|^2)` over the class, float64. 'cosine_cohesion': mean cosine to
+        the class direction, float64. 'nearest_class': the class with the nearest mean, int64. 'nearest_class_distance':
+        the distance to it, float64. 'count': images, float64.
+        """
+        present = (self.count > 0).nonzero()[:, 0]
+        count, mean, variance = self._present()
+        table = {
+            name: self.count.new_full((self.num_classes,), torch.nan)
+            for name in ('intra_class_distance', 'cosine_cohesion', 'nearest_class_distance')
+        }
+        table['intra_class_distance'][present] = variance.sqrt()
+        table['cosine_cohesion'][present] = self.direction[present].norm(dim=1) / count
+        table['nearest_class'] = torch.full_like(self.count, -1, dtype=torch.int64)
+        if len(present) > 1:
+            nearest = _distances(mean).fill_diagonal_(torch.inf).min(1)
+            table['nearest_class'][present] = present[nearest.indices]
+            table['nearest_class_distance'][present] = nearest.values
+        return {**table, 'count': self.count.clone()}
+
+
+def _distances(mean: Tensor) -> Tensor:
+    """Euclidean distances `[K, K]` of all pairs, without the cancellation of a matrix product."""
+    return torch.cdist(mean, mean, compute_mode='donot_use_mm_for_euclid_dist')
+
+
+def cohesion_metrics(num_classes: int, feature_dim: int, seed: int = 0) -> MetricCollection:
+    """All metrics that are one number, as a collection that keeps what they share once.
+
+    Args:
+        num_classes: Number of classes.
+        feature_dim: Length of a feature.
+        seed: Seed of the silhouette's sample.
+    """
+    size = dict(num_classes=num_classes, feature_dim=feature_dim)
+    shared: dict[str, Metric] = {
+        'intra_class_distance': IntraClassDistance(**size),
+        'cosine_cohesion': CosineCohesion(**size),
+        'inter_class_distance': InterClassDistance(**size),
+        'min_inter_class_distance': MinInterClassDistance(**size),
+        'fisher_ratio': FisherRatio(**size),
+        'cdnv': CDNV(**size),
+        'calinski_harabasz': CalinskiHarabasz(**size),
+        'davies_bouldin': DaviesBouldin(**size),
+        'class_table': ClassTable(**size),
+    }
+    alone: dict[str, Metric] = {'nc1': NC1(**size), 'silhouette': Silhouette(**size, seed=seed)}
+    return MetricCollection({**shared, **alone}, compute_groups=[list(shared), *([name] for name in alone)])
 
 
 def pool_feature(feature: Tensor | tuple[Tensor, ...]) -> Tensor:
