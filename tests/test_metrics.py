@@ -1,50 +1,290 @@
+import copy
+import warnings
+
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import calinski_harabasz_score, silhouette_score
+from torch import distributed as dist
+from torch import multiprocessing as mp
 
-from timm_synermix.metrics import InterClassDistance, IntraClassDistance, pool_feature
-
-
-def intra_by_loop(feature, target):
-    squares = [((f - feature[target == y].mean(0)) ** 2).sum() for f, y in zip(feature, target)]
-    return np.sqrt(np.mean(squares))
-
-
-def inter_by_loop(feature, target):
-    means = [feature[target == c].mean(0) for c in np.unique(target)]
-    return np.mean([np.linalg.norm(a - b) for i, a in enumerate(means) for b in means[:i]])
-
-
-@pytest.mark.parametrize(
-    ('metric_class', 'by_loop'), [(IntraClassDistance, intra_by_loop), (InterClassDistance, inter_by_loop)]
+from timm_synermix.metrics import (
+    CDNV,
+    NC1,
+    CalinskiHarabasz,
+    ClassTable,
+    CosineCohesion,
+    DaviesBouldin,
+    FisherRatio,
+    InterClassDistance,
+    IntraClassDistance,
+    MinInterClassDistance,
+    Silhouette,
+    cohesion_metrics,
+    pool_feature,
 )
-@pytest.mark.parametrize('offset', [0.0, 1e4])
-def test_distances_equal_a_loop(metric_class, by_loop, offset):
-    """In several batches, with a class absent and float32 features far from the origin."""
-    generator = np.random.default_rng(0)
-    target = generator.choice([0, 1, 2, 4], 200)
-    feature = (generator.normal(size=(200, 6)) + target[:, None] + offset).astype(np.float32)
-    metric = metric_class(num_classes=5, feature_dim=6)
-    for part in np.split(np.arange(200), [3, 50, 51]):
+
+# The definitions, image by image and pair by pair.
+
+
+def classes(feature, target):
+    return [feature[target == c] for c in np.unique(target)]
+
+
+def pairs(feature, target):
+    groups = classes(feature, target)
+    return [(a, b) for i, a in enumerate(groups) for b in groups[:i]]
+
+
+def distance(a, b):
+    return np.linalg.norm(a.mean(0) - b.mean(0))
+
+
+def variance(a):
+    return np.mean([((f - a.mean(0)) ** 2).sum() for f in a])
+
+
+def intra(feature, target):
+    return np.sqrt(np.mean([((f - feature[target == y].mean(0)) ** 2).sum() for f, y in zip(feature, target)]))
+
+
+def cosine(feature, target):
+    unit = feature / np.linalg.norm(feature, axis=1, keepdims=True)
+    direction = {c: unit[target == c].sum(0) for c in np.unique(target)}
+    return np.mean([u @ direction[y] / np.linalg.norm(direction[y]) for u, y in zip(unit, target)])
+
+
+def inter(feature, target):
+    return np.mean([distance(a, b) for a, b in pairs(feature, target)])
+
+
+def min_inter(feature, target):
+    return min(distance(a, b) for a, b in pairs(feature, target))
+
+
+def fisher(feature, target):
+    between = sum(len(a) * ((a.mean(0) - feature.mean(0)) ** 2).sum() for a in classes(feature, target))
+    return between / sum(len(a) * variance(a) for a in classes(feature, target))
+
+
+def cdnv(feature, target):
+    return np.mean([(variance(a) + variance(b)) / (2 * distance(a, b) ** 2) for a, b in pairs(feature, target)])
+
+
+def nc1(feature, target):
+    groups = classes(feature, target)
+    within = sum((a - a.mean(0)).T @ (a - a.mean(0)) for a in groups) / len(feature)
+    means = np.stack([a.mean(0) for a in groups])
+    between = np.cov(means.T, bias=True)
+    return np.trace(within @ np.linalg.pinv(np.atleast_2d(between), rcond=1e-10, hermitian=True)) / len(groups)
+
+
+def davies_bouldin(feature, target):
+    groups = classes(feature, target)
+    spread = [np.sqrt(variance(a)) for a in groups]
+    overlap = [
+        max((spread[i] + spread[j]) / distance(a, b) for j, b in enumerate(groups) if i != j)
+        for i, a in enumerate(groups)
+    ]
+    return np.mean(overlap)
+
+
+METRICS = {
+    IntraClassDistance: intra,
+    CosineCohesion: cosine,
+    InterClassDistance: inter,
+    MinInterClassDistance: min_inter,
+    FisherRatio: fisher,
+    CDNV: cdnv,
+    CalinskiHarabasz: calinski_harabasz_score,
+    DaviesBouldin: davies_bouldin,
+    NC1: nc1,
+    Silhouette: silhouette_score,
+}
+
+
+def example(offset=0.0, n=200, dim=6, seed=0, dtype=np.float32):
+    """Classes of uneven size in random order; the fourth of five is absent."""
+    generator = np.random.default_rng(seed)
+    target = generator.choice([0, 1, 2, 4], n, p=[0.4, 0.3, 0.2, 0.1])
+    centers = 2 * generator.normal(size=(5, dim))
+    return (generator.normal(size=(n, dim)) + centers[target] + offset).astype(dtype), target
+
+
+def compute(metric, feature, target, cuts=(3, 50, 51)):
+    for part in np.split(np.arange(len(target)), cuts):
         metric.update(torch.from_numpy(feature[part]), torch.from_numpy(target[part]))
-    assert metric.compute().item() == pytest.approx(by_loop(feature.astype(np.float64), target), rel=1e-6)
+    return metric.compute()
 
 
-def test_identical_features():
-    metric = IntraClassDistance(2, 3)
-    metric.update(torch.full((10, 3), 0.1), torch.tensor([0, 1] * 5))
-    assert metric.compute().item() == pytest.approx(0, abs=1e-7)
-    metric = InterClassDistance(2, 3)
-    metric.update(torch.full((10, 3), 0.1), torch.tensor([0, 1] * 5))
-    assert metric.compute().item() == 0
+@pytest.mark.parametrize('offset', [0.0, 1e4], ids=['centred', 'far'])
+@pytest.mark.parametrize('dim', [1, 6, 40])
+@pytest.mark.parametrize('metric_class', METRICS, ids=lambda m: m.__name__)
+def test_equals_the_definition(metric_class, dim, offset):
+    """In several batches, one of them empty, of float32 features near the origin and far from it."""
+    feature, target = example(offset, dim=dim)
+    expected = METRICS[metric_class](feature.astype(np.float64), target)
+    value = compute(metric_class(5, dim), feature, target, cuts=(3, 50, 50))
+    assert value.dtype == torch.float64
+    assert value.item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_one_class_has_no_distance_to_others():
-    metric = InterClassDistance(2, 3)
-    metric.update(torch.randn(4, 3), torch.zeros(4, dtype=torch.int64))
-    assert metric.compute().isnan()
+@pytest.mark.parametrize('metric_class', METRICS, ids=lambda m: m.__name__)
+def test_scale_counts_only_for_distances(metric_class):
+    feature, target = example()
+    once, thrice = (compute(metric_class(5, 6), k * feature, target).item() for k in (1, 3))
+    scaled = metric_class in (IntraClassDistance, InterClassDistance, MinInterClassDistance)
+    assert thrice == pytest.approx(3 * once if scaled else once, rel=1e-5)
 
 
+def test_direction_of_better():
+    """Tighter classes at the same means are better by every metric that looks at both."""
+    feature, target = example()
+    means = np.stack([feature[target == c].mean(0) if c != 3 else np.zeros(6) for c in range(5)])
+    tight = (means[target] + 0.5 * (feature - means[target])).astype(np.float32)
+    for metric_class in METRICS:
+        loose_value, tight_value = (compute(metric_class(5, 6), f, target).item() for f in (feature, tight))
+        if metric_class in (InterClassDistance, MinInterClassDistance):
+            assert tight_value == pytest.approx(loose_value, rel=1e-5)
+        else:
+            assert (tight_value > loose_value) == metric_class.higher_is_better, metric_class
+
+
+NAN = float('nan')
+DEGENERATE = {
+    # of: one class; one image in each of three classes; three classes that are points; all features the same
+    IntraClassDistance: ('finite', 0, 0, 0),
+    CosineCohesion: ('finite', 1, 1, 1),
+    InterClassDistance: (NAN, 'finite', 'finite', 0),
+    MinInterClassDistance: (NAN, 'finite', 'finite', 0),
+    FisherRatio: (0, float('inf'), float('inf'), NAN),
+    CDNV: (NAN, 0, 0, NAN),
+    CalinskiHarabasz: (NAN, NAN, float('inf'), NAN),
+    DaviesBouldin: (NAN, 0, 0, NAN),
+    NC1: (NAN, 0, 0, NAN),
+    Silhouette: (NAN, NAN, 1, 0),
+}
+
+
+@pytest.mark.parametrize('metric_class', METRICS, ids=lambda m: m.__name__)
+def test_degenerate_sets(metric_class):
+    points = torch.tensor([[1.0, 0.5], [-2.0, 1.0], [0.25, -3.0]])  # sums of these are exact
+    sets = [
+        (points, torch.zeros(3, dtype=torch.int64)),
+        (points, torch.arange(3)),
+        (points.repeat(4, 1), torch.arange(3).repeat(4)),
+        (points[:1].repeat(12, 1), torch.arange(3).repeat(4)),
+    ]
+    for (feature, target), expected in zip(sets, DEGENERATE[metric_class], strict=True):
+        metric = metric_class(4, 2)
+        metric.update(feature, target)
+        value = metric.compute().item()
+        if expected == 'finite':
+            assert 0 < value < float('inf')
+        else:
+            assert value == pytest.approx(expected, abs=1e-7, nan_ok=True)
+
+
+@pytest.mark.parametrize('metric_class', METRICS, ids=lambda m: m.__name__)
+def test_nothing_seen_is_nan(metric_class):
+    with warnings.catch_warnings(action='ignore', category=UserWarning):  # torchmetrics says so, too
+        assert metric_class(3, 2).compute().isnan()
+
+
+def test_a_million_images_in_one_pass():
+    """Far from the origin, in float32; the silhouette is that of a sample."""
+    generator = torch.Generator().manual_seed(0)
+    metrics = cohesion_metrics(10, 64)
+    center = torch.randn(10, 64, generator=generator)
+    for _ in range(20):
+        target = torch.randint(0, 10, (50_000,), generator=generator)
+        metrics.update(center[target] + torch.randn(50_000, 64, generator=generator) + 1000, target)
+    values = metrics.compute()
+    assert values['intra_class_distance'].item() == pytest.approx(8, rel=1e-3)  # sqrt(64)
+    spread = torch.pdist(center).square()
+    assert values['cdnv'].item() == pytest.approx((64 / spread).mean().item(), rel=0.02)
+    between = torch.cov((center - center.mean(0)).T, correction=0).double()
+    expected = torch.linalg.pinv(between, rtol=1e-5, hermitian=True).trace().item() / 10
+    assert values['nc1'].item() == pytest.approx(expected, rel=0.02)
+
+
+def test_the_collection_is_its_metrics():
+    """They share a state that is updated once."""
+    feature, target = example()
+    metrics = cohesion_metrics(5, 6)
+    together = compute(metrics, feature, target)
+    names = {
+        'intra_class_distance', 'cosine_cohesion', 'inter_class_distance', 'min_inter_class_distance', 'fisher_ratio',
+        'cdnv', 'calinski_harabasz', 'davies_bouldin', 'nc1', 'silhouette',
+    }  # fmt: skip
+    assert names < together.keys()
+    for metric in copy.deepcopy(list(metrics.values())):
+        if isinstance(metric, ClassTable):
+            continue
+        alone = compute(type(metric)(5, 6), feature, target)
+        (name,) = (name for name, other in metrics.items() if type(other) is type(metric))
+        assert together[name].item() == pytest.approx(alone.item(), rel=1e-12)
+    assert sorted(map(len, metrics.compute_groups.values())) == [1, 1, 9]
+    metrics.reset()
+    assert compute(metrics, feature, target)['silhouette'] == together['silhouette']
+
+
+def test_silhouette_of_a_seeded_sample():
+    feature, target = example(n=900)
+    values = {(size, seed): compute(Silhouette(5, 6, size, seed), feature, target, range(90, 900, 90)).item()
+              for size in (100, 5000) for seed in (0, 1)}  # fmt: skip
+    whole = silhouette_score(feature, target)
+    assert values[5000, 0] == values[5000, 1] == pytest.approx(whole, rel=1e-6)
+    assert values[100, 0] != values[100, 1]
+    assert values[100, 0] == pytest.approx(whole, abs=0.1)
+    sample = Silhouette(5, 6, 100)
+    compute(sample, feature, target, range(90, 900, 90))
+    kept = sample._sample()[0].numpy()
+    places = [np.flatnonzero((feature == f).all(1))[0] for f in kept]
+    assert len(set(places)) == 100
+    assert np.mean(places) == pytest.approx(450, abs=90)  # of the whole set, not of its end
+
+
+def test_table_of_classes():
+    feature, target = example()
+    table = compute(ClassTable(5, 6), feature, target)
+    present = [0, 1, 2, 4]
+    means = {c: feature[target == c].mean(0) for c in present}
+    for c in present:
+        alone = target == c
+        assert table['intra_class_distance'][c].item() == pytest.approx(intra(feature[alone], target[alone]), rel=1e-5)
+        assert table['cosine_cohesion'][c].item() == pytest.approx(cosine(feature[alone], target[alone]), rel=1e-5)
+        assert table['count'][c] == alone.sum()
+        apart = {other: np.linalg.norm(means[c] - means[other]) for other in present if other != c}
+        assert table['nearest_class'][c] == min(apart, key=apart.get)
+        assert table['nearest_class_distance'][c].item() == pytest.approx(min(apart.values()), rel=1e-5)
+    assert table['nearest_class'][3] == -1
+    assert table['cosine_cohesion'][3].isnan()
+    lonely = compute(ClassTable(5, 6), feature[target == 0], target[target == 0])
+    assert lonely['nearest_class'].tolist() == [-1] * 5
+
+
+def run_rank(rank, port, folder):
+    dist.init_process_group('gloo', init_method=f'tcp://127.0.0.1:{port}', rank=rank, world_size=2)
+    try:
+        feature, target = example(offset=100.0)
+        cut = slice(0, 70) if rank == 0 else slice(70, 200)
+        torch.save(compute(cohesion_metrics(5, 6), feature[cut], target[cut]), f'{folder}/rank{rank}.pt')
+    finally:
+        dist.destroy_process_group()
+
+
+def test_two_processes_compute_what_one_does(tmp_path, free_port):
+    mp.spawn(run_rank, (free_port, str(tmp_path)), nprocs=2)
+    expected = compute(cohesion_metrics(5, 6), *example(offset=100.0))
+    for rank in (0, 1):
+        values = torch.load(tmp_path / f'rank{rank}.pt')
+        assert values.keys() == expected.keys()
+        for name, value in values.items():
+            torch.testing.assert_close(value, expected[name], rtol=1e-6, atol=1e-9, equal_nan=True, msg=name)
+
+
+@pytest.mark.parametrize('metric_class', [IntraClassDistance, NC1, Silhouette])
 @pytest.mark.parametrize(
     ('arguments', 'update', 'message'),
     [
@@ -53,9 +293,9 @@ def test_one_class_has_no_distance_to_others():
         ((2, 3), (torch.randn(4, 3), torch.zeros(5)), r'target \[N\], got \[4, 3\] and \[5\]'),
     ],
 )
-def test_bad_arguments(arguments, update, message):
+def test_bad_arguments(metric_class, arguments, update, message):
     with pytest.raises(ValueError, match=message):
-        IntraClassDistance(*arguments).update(*update)
+        metric_class(*arguments).update(*update)
 
 
 def test_pool_feature():

@@ -48,7 +48,7 @@ class CohesionMeter:
         """The metrics by name and the table of `ClassTable`, over all processes; every process must call it."""
         if self._metrics is None:
             raise ValueError('the cohesion of no image at all was asked for')
-        values = {name: metric.compute() for name, metric in self._metrics.items(keep_base=True)}
+        values = {name: metric.compute() for name, metric in self._metrics.items(keep_base=True, copy_state=False)}
         table = values.pop('class_table')
         return {name: value.item() for name, value in values.items()}, table
 

@@ -279,10 +279,11 @@ class NC1(_ClassMetric):
         count = self.count[present]
         mean = self.sum[present] / count[:, None]
         _, scale, directions = torch.linalg.svd(mean - mean.mean(0), full_matrices=False)
-        kept = scale > scale.max() * max(mean.shape) * torch.finfo(torch.float64).eps
+        rounding = max(mean.shape) * torch.finfo(torch.float64).eps * mean.norm(dim=1).amax() if len(mean) else 0
+        kept = scale[: max(0, len(mean) - 1)] > rounding  # K points span K - 1 directions
         if not kept.any():
             return mean.new_tensor(torch.nan)
-        directions, scale = directions[kept], scale[kept]
+        scale, directions = scale[: len(kept)][kept], directions[: len(kept)][kept]
         along = directions @ mean.T  # [R, K]
         total = (directions @ self.product * directions).sum(1) / count.sum()
         within = (total - (along.square() * count).sum(1) / count.sum()).clamp(min=0)
@@ -339,13 +340,14 @@ class Silhouette(_ClassMetric):
         """Forget all images."""
         super().reset()
         rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
-        self._generator = np.random.default_rng([self.seed, rank])
+        # A spawned sequence is independent of default_rng(seed), by which somebody may have drawn the data.
+        self._generator = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(rank,)))
 
     def compute(self) -> Tensor:
         """The silhouette, float64 scalar; NaN unless the sample has two classes, and fewer classes than images."""
         from sklearn.metrics import silhouette_score  # slow to import
 
-        if not self.priority:
+        if not len(self.priority):
             return self.count.new_tensor(torch.nan)
         feature, target, _ = self._sample()
         if not 2 <= len(target.unique()) < len(target):
