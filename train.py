@@ -28,7 +28,14 @@ from timm.layers import convert_splitbn_model, convert_sync_batchnorm, set_fast_
 from timm.optim import create_optimizer_v2, optimizer_kwargs
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.task import TrainingTask
-from timm.utils import dispatch_clip_grad, distribute_bn, random_seed, set_jit_fuser, setup_default_logging
+from timm.utils import (
+    dispatch_clip_grad,
+    distribute_bn,
+    random_seed,
+    set_jit_fuser,
+    setup_default_logging,
+    unwrap_model,
+)
 from torch import Tensor, nn
 
 from timm_synermix.build import (
@@ -49,15 +56,18 @@ from timm_synermix.checkpoint import (
     resume_task,
 )
 from timm_synermix.cli import create_parsers, parse_args, usage_errors
-from timm_synermix.evaluate import evaluate
+from timm_synermix.datasets import class_names
+from timm_synermix.evaluate import Cohesion, CohesionMeter, evaluate
+from timm_synermix.examples import example_images
+from timm_synermix.features import FeatureHook
 from timm_synermix.models import build_classifier, check_weights_file
 from timm_synermix.task import SynerMixTask
+from timm_synermix.trackers import RunTrackers
 from timm_synermix.tracking import (
     LossMeter,
     TrainProgress,
     append_summary,
     print_results,
-    start_trackers,
     summary_row,
 )
 
@@ -86,7 +96,12 @@ class Run:
     start_epoch: int = 0
     stop_epoch: int = 0
     eval_metric: str = 'loss'
+    data_config: dict[str, Any] = field(default_factory=dict)
+    class_names: list[str] | None = None
+    feature_hook: FeatureHook | None = None  # for --cohesion, on the model that evaluation reports
+    cohesion: Cohesion | None = None  # of the last evaluation
     saver: RunSaver | None = None  # of the main process
+    trackers: RunTrackers | None = None  # of the main process
     results: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -104,6 +119,8 @@ def main() -> None:
     if args.rank == 0:
         if run.saver is not None and run.saver.best_metric is not None:
             _logger.info(f'*** Best {run.eval_metric}: {run.saver.best_metric:.4f} (epoch {run.saver.best_epoch})')
+            if args.report:
+                write_run_report(run)
         print_results(run.results, run.eval_metric, decreasing=run.eval_metric == 'loss')
     run.accelerator.end_training()
 
@@ -152,11 +169,14 @@ def build(args: argparse.Namespace, args_text: str) -> Run:
     if scheduler is not None and start_epoch > 0:
         scheduler.step_update(start_epoch * updates_per_epoch) if args.sched_on_updates else scheduler.step(start_epoch)
 
+    feature_hook = None
+    if args.cohesion:  # before compile, which does not see later hooks
+        feature_hook = FeatureHook(unwrap_model(task.get_eval_model(ema=averages_count(args, task))))
     if args.torchcompile:
         task.compile(backend=args.torchcompile, mode=args.torchcompile_mode)
     task.trainable_module = accelerator.prepare_model(task.trainable_module)
     stop_epoch = args.stop_epoch or num_epochs
-    saver = None
+    saver = trackers = None
     if start_epoch >= stop_epoch:
         _logger.info(f'Nothing to do: {start_epoch} of {stop_epoch} epochs are done.')
     elif args.rank == 0:
@@ -175,7 +195,7 @@ def build(args: argparse.Namespace, args_text: str) -> Run:
             max_history=args.checkpoint_hist,
         )
         log_start(args, task, loader_train, data_config, num_epochs, scheduler)
-        start_trackers(accelerator, args, saver.checkpoint_dir)
+        trackers = RunTrackers(accelerator, args, saver.checkpoint_dir, resume_from)
     return Run(
         args,
         accelerator,
@@ -190,7 +210,11 @@ def build(args: argparse.Namespace, args_text: str) -> Run:
         start_epoch=start_epoch,
         stop_epoch=stop_epoch,
         eval_metric=eval_metric,
+        data_config=data_config,
+        class_names=class_names(dataset_eval),
+        feature_hook=feature_hook,
         saver=saver,
+        trackers=trackers,
     )
 
 
@@ -212,16 +236,17 @@ def fit(run: Run) -> None:
             continue
         eval_metrics = None if run.loader_eval is None else evaluate_task(run)
         metric = (eval_metrics or train_metrics)[run.eval_metric]
+        cohesion = {} if run.cohesion is None else run.cohesion.metrics
         run.results.append({'epoch': epoch, 'train': train_metrics})
         if eval_metrics:
-            run.results[-1]['validation'] = eval_metrics
-        if run.saver is not None:
-            row = summary_row(epoch, train_metrics, eval_metrics, mean_lr(run.optimizer))
+            run.results[-1]['validation'] = {**eval_metrics, **cohesion}
+        if run.saver is not None and run.trackers is not None:
+            row = summary_row(epoch, train_metrics, eval_metrics, mean_lr(run.optimizer), cohesion)
             append_summary(run.saver.summary_path, row)
             run.saver.save_checkpoint(epoch, metric=metric)
             if done in save_epochs:
                 run.saver.save_milestone(done)
-            run.accelerator.log(row)
+            run.trackers.send_epoch(done * run.updates_per_epoch, row, run.cohesion, run.class_names)
         if run.scheduler is not None:
             run.scheduler.step(done, metric)
 
@@ -373,7 +398,12 @@ def train_one_epoch(run: Run, epoch: int) -> dict[str, float]:
         lr = mean_lr(optimizer)
         num_updates = epoch * run.updates_per_epoch + update + 1
         update_weights(run, num_updates)
-        if progress.update(update, samples, data_time, meter, lr) and args.save_images and run.saver is not None:
+        if run.trackers is not None:
+            run.trackers.add_update(num_updates, result, lr)
+        reported = progress.update(update, samples, data_time, meter, lr)
+        if reported and run.trackers is not None:
+            run.trackers.send_updates(progress.rate)
+        if reported and args.save_images and run.saver is not None:
             path = os.path.join(run.saver.checkpoint_dir, f'train-batch-{batch}.jpg')
             torchvision.utils.save_image(input, path, padding=0, normalize=True)
         samples, data_time = 0, 0.0
@@ -425,17 +455,56 @@ def batch_loss_scale(args: argparse.Namespace, batch_size: int) -> float:
     return (batch_size / args.batch_size) ** power
 
 
+def averages_count(args: argparse.Namespace, task: TrainingTask) -> bool:
+    """Whether the metrics of a run are those of the moving average: if there is one on the device."""
+    return task.has_ema() and not args.model_ema_force_cpu
+
+
 def evaluate_task(run: Run) -> dict[str, float]:
-    """Metrics of the model, or of its moving average if there is one on the device."""
+    """Metrics of the model, or of its moving average; notes the cohesion of the same one."""
     args, task = run.args, run.task
-    kwargs = dict(channels_last=args.channels_last, tta=args.tta)
-    metrics = evaluate(run.accelerator, task.get_eval_model(), run.loader_eval, task.create_evaluator(), **kwargs)
-    if not task.has_ema() or args.model_ema_force_cpu:
+    averaged = averages_count(args, task)
+    metrics = evaluate_model(run, task.get_eval_model(), 'Test', with_cohesion=not averaged)
+    if not averaged:
         return metrics
     ema = task.get_eval_model(ema=True)
     if args.distributed and args.dist_bn in ('broadcast', 'reduce'):
         distribute_bn(ema, args.world_size, args.dist_bn == 'reduce')
-    return evaluate(run.accelerator, ema, run.loader_eval, task.create_evaluator(), log_name='Test (EMA)', **kwargs)
+    return evaluate_model(run, ema, 'Test (EMA)', with_cohesion=True)
+
+
+def evaluate_model(run: Run, model: nn.Module, log_name: str, with_cohesion: bool) -> dict[str, float]:
+    args = run.args
+    kwargs: dict[str, Any] = dict(channels_last=args.channels_last, tta=args.tta, log_name=log_name)
+    meter = None
+    if with_cohesion and run.feature_hook is not None:
+        drawn = args.num_classes if args.report else 10
+        meter = CohesionMeter(args.num_classes, run.accelerator.device, drawn)
+        kwargs.update(feature_hook=run.feature_hook, on_features=meter.update)
+    metrics = evaluate(run.accelerator, model, run.loader_eval, run.task.create_evaluator(), **kwargs)
+    if meter is not None:
+        run.cohesion = meter.compute()
+        _logger.info('Cohesion: ' + '  '.join(f'{name}: {value:.4g}' for name, value in run.cohesion.metrics.items()))
+    return metrics
+
+
+def write_run_report(run: Run) -> None:
+    """A page of the run's curves, and of the features of its last evaluation."""
+    from timm_synermix.report import Evaluated, write_report  # slow to import
+
+    if run.cohesion is None or run.saver is None:
+        return
+    evaluated = Evaluated(
+        run.args.experiment,
+        run.results[-1]['validation'],
+        run.cohesion.features,
+        run.cohesion.targets,
+        summary=run.saver.summary_path,
+        args=vars(run.args),
+    )
+    folder = os.path.join(run.saver.checkpoint_dir, 'report')
+    examples = example_images(run.loader_train, run.mixup_fn, run.data_config)
+    _logger.info(f'Report: {write_report(folder, [evaluated], class_names=run.class_names, examples=examples)}')
 
 
 if __name__ == '__main__':

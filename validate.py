@@ -1,134 +1,173 @@
 #!/usr/bin/env python3
-"""Evaluate a checkpoint: timm's accuracy, and how tight and how far apart its classes are in feature space.
+"""Evaluate checkpoints: timm's accuracy, and how tight and how far apart their classes are in feature space.
 
-python validate.py --data-dir DIR --model resnet50 --checkpoint output/train/RUN/model_best.pth.tar
+    python validate.py --data-dir DIR --checkpoint output/train/RUN/model_best.pth.tar
+    python validate.py --data-dir DIR --compare output/train/A output/train/B --report output/report
+
+takes every flag of timm's script with timm's defaults. Read it from `main` down: parse, build, evaluate, report.
 """
 
 import argparse
 import json
-import os
+import logging
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import safetensors.torch
 import torch
 from accelerate import Accelerator
 from timm import create_model
-from timm.data import create_loader, resolve_input_data_config
-from timm.models import load_checkpoint
-from timm.task import ClassificationEvaluator
-from timm.utils import ParseKwargs, setup_default_logging
+from timm.utils import check_batch_size_retry, decay_batch_step, random_seed, setup_default_logging
 from torch import Tensor
 
-from timm_synermix.checkpoint import load_errors
-from timm_synermix.cli import TrainParser, usage_errors
-from timm_synermix.datasets import check_classes, create_dataset
-from timm_synermix.evaluate import evaluate
-from timm_synermix.features import FeatureHook
-from timm_synermix.metrics import InterClassDistance, IntraClassDistance
-from timm_synermix.models import build_classifier, check_weights_file
-
-parser = TrainParser(
-    description='Evaluate an image classifier.', formatter_class=argparse.ArgumentDefaultsHelpFormatter
+from timm_synermix.candidates import Candidate, find_candidates
+from timm_synermix.cli import usage_errors
+from timm_synermix.evaluate import CohesionMeter, evaluate
+from timm_synermix.evaluators import FeatureStore
+from timm_synermix.validate_args import check_args, create_parser, parse_args
+from timm_synermix.validate_build import (
+    Built,
+    build_dataset,
+    build_evaluator,
+    build_loader,
+    build_model,
+    create_accelerator,
 )
-parser.add_argument('data', nargs='?', help='dataset folder, same as --data-dir (deprecated)')
-parser.add_argument('--data-dir', help='folder or tar file of the dataset')
-parser.add_argument('--dataset', default='', help='kind of dataset as TYPE/NAME; default: a folder of images')
-parser.add_argument('--split', default='validation', help='name of the split')
-parser.add_argument('--class-map', default='', help='file that maps class names to indices')
-parser.add_argument('--model', '-m', default='resnet50', help='name of the timm model')
-parser.add_argument('--pretrained', action='store_true', help='evaluate the pretrained weights of the model')
-parser.add_argument('--checkpoint', default='', help='evaluate these weights, .pth.tar or .safetensors')
-parser.add_argument('--use-ema', action='store_true', help='evaluate the moving average in the checkpoint')
-parser.add_argument('--num-classes', type=int, help="number of classes; default: the model's")
-parser.add_argument('--img-size', type=int, help="image size in pixels; default: the model's")
-parser.add_argument('--in-chans', type=int, help='number of image channels; default: 3')
-parser.add_argument('--input-size', nargs=3, type=int, help='all input dimensions, channels height width')
-parser.add_argument('--mean', nargs='+', type=float, help='mean of the normalisation')
-parser.add_argument('--std', nargs='+', type=float, help='standard deviation of the normalisation')
-parser.add_argument('--interpolation', default='', help='interpolation of the resize')
-parser.add_argument('--crop-pct', type=float, help='fraction of the resized image that the crop keeps')
-parser.add_argument('--model-kwargs', nargs='*', default={}, action=ParseKwargs, help='further arguments of the model')
-parser.add_argument('-b', '--batch-size', type=int, default=256, help='images per batch')
-parser.add_argument('-j', '--workers', type=int, default=4, help='data loading processes')
-parser.add_argument('--device', default='cuda', help='device to evaluate on: cuda, cpu, mps, ...')
-parser.add_argument('--amp', action='store_true', help='automatic mixed precision, in bfloat16')
-parser.add_argument('--results-file', help='write the results to this file, as JSON')
-parser.add_argument('--features-out', help='write features and targets to this file, as safetensors')
+from timm_synermix.validate_results import Outcome, compare_table, write_outcome_report, write_results
+
+_logger = logging.getLogger('validate')
+parser = create_parser()
 
 
 def main() -> None:
     setup_default_logging()
-    args = parser.parse_args()
-    with usage_errors(parser):
-        if args.device.startswith('cuda') and not torch.cuda.is_available():
-            raise ValueError(f'--device {args.device}: there is no CUDA device here; --device cpu runs on the CPU')
-        check_weights_file('--checkpoint', args.checkpoint)
-        for flag, path in (('--results-file', args.results_file), ('--features-out', args.features_out)):
-            if path and not os.path.isdir(os.path.dirname(path) or '.'):
-                raise ValueError(f"{flag} must be in a folder that exists, got '{path}'")
-        accelerator = Accelerator(cpu=args.device == 'cpu', mixed_precision='bf16' if args.amp else None)
-        if accelerator.num_processes > 1:
-            raise ValueError(f'validate.py runs in one process, got {accelerator.num_processes}')
-        model, loader = build(args, accelerator.device)
-
-    metrics, features, targets = evaluate_features(accelerator, model, loader)
-    print(f'--result\n{json.dumps(metrics, indent=4)}')
-    if args.features_out:
-        safetensors.torch.save_file({'features': features, 'targets': targets}, args.features_out)
-    if args.results_file:
-        with open(args.results_file, 'w') as file:
-            json.dump(metrics, file, indent=4)
+    args, given = parse_args(parser)
+    with usage_errors(parser):  # what a user got wrong ends here, in one line, with nothing written
+        check_args(args)
+        kind, candidates = find_candidates(parser, args, given)
+        if args.features_out and kind != 'single':
+            raise ValueError(f'--features-out takes one checkpoint, got {len(candidates)}')
+        accelerator = create_accelerator(args)
+        if kind != 'single':
+            build_dataset(candidates[0].args)  # does not wait for the first model to tell that it is not there
+    outcomes = evaluate_all(accelerator, kind, candidates)
+    if accelerator.is_main_process:
+        report(args, kind, outcomes)
+    accelerator.end_training()
+    if not outcomes:
+        sys.exit(1)
 
 
-def build(args: argparse.Namespace, device: torch.device) -> tuple[Any, Any]:
-    """The model with its weights, and the loader of its evaluation images."""
-    model = build_classifier(create_model, args, pretrained=args.pretrained, num_classes=args.num_classes)
+def evaluate_all(accelerator: Accelerator, kind: str, candidates: list[Candidate]) -> list[Outcome]:
+    """Evaluate candidates one by one. In a bulk evaluation those that fail are named and left out."""
+    bulk = kind == 'bulk'
+    outcomes, failed = [], []
+    for number, candidate in enumerate(candidates, 1):
+        if len(candidates) > 1:
+            _logger.info(f'{candidate.name} ({number} of {len(candidates)})')
+        try:
+            outcomes.append(evaluate_with_retry(accelerator, candidate, bulk))
+        except (ValueError, RuntimeError, AssertionError, OSError) as error:
+            if not bulk:
+                raise
+            failed.append(candidate.name)
+            _logger.error(f'{candidate.name} failed: {" ".join(str(error).split())}')
+        except KeyboardInterrupt:
+            if not outcomes:
+                sys.exit(130)  # the shell's code for SIGINT
+            _logger.warning(f'Interrupted; the results are those of {len(outcomes)} of {len(candidates)}.')
+            break
+    if failed:
+        _logger.error(f'{len(failed)} of {len(candidates)} could not be evaluated: {", ".join(failed)}')
+    return sorted(outcomes, key=lambda outcome: -outcome.row['top1']) if bulk else outcomes
+
+
+def evaluate_with_retry(accelerator: Accelerator, candidate: Candidate, bulk: bool) -> Outcome:
+    """Evaluate a candidate; with --retry, and in a bulk evaluation, with smaller and smaller batches if it fails."""
+    while (outcome := try_batch_size(accelerator, candidate, bulk)) is None:
+        if accelerator.device.type == 'cuda':
+            torch.cuda.empty_cache()
+    return outcome
+
+
+def try_batch_size(accelerator: Accelerator, candidate: Candidate, bulk: bool) -> Outcome | None:
+    """Evaluate a candidate; None if it failed, and may do better with the smaller batches that its flags then say."""
+    args = candidate.args
+    try:
+        return evaluate_candidate(accelerator, candidate, nullcontext if bulk else partial(usage_errors, parser))
+    except RuntimeError as error:
+        retry = args.retry or (bulk and accelerator.num_processes == 1)
+        smaller = decay_batch_step(args.batch_size)
+        if not (retry and smaller and check_batch_size_retry(str(error))):
+            raise
+        _logger.warning(f'{candidate.name} failed, trying again with --batch-size {smaller}: {error}')
+        args.batch_size = smaller
+        return None
+
+
+def evaluate_candidate(
+    accelerator: Accelerator, candidate: Candidate, build_errors: Callable[[], AbstractContextManager]
+) -> Outcome:
+    """Evaluate one model in one pass: accuracy, cohesion, and the features if the flags want them."""
+    args = candidate.args
+    random_seed(args.seed)
+    with build_errors():
+        dataset = build_dataset(args)
+        built = build_model(create_model, args, accelerator.device)
+        loader = build_loader(args, dataset, built.data_config, accelerator)
+        evaluator, num_classes = build_evaluator(args, dataset, built, loader, accelerator)
+    meter = CohesionMeter(num_classes, accelerator.device) if args.cohesion and built.hook else None
+    store = FeatureStore() if args.features_out or args.report else None
+
+    def on_features(feature: Tensor, target: Tensor) -> None:
+        for part in (meter, store):
+            if part is not None:
+                part.update(feature, target)
+
+    metrics = evaluate(
+        accelerator,
+        built.model,
+        loader,
+        evaluator,
+        channels_last=args.channels_last,
+        feature_hook=built.hook,
+        on_features=on_features if built.hook else None,
+    )
+    cohesion = {} if meter is None else meter.compute().metrics
+    features, targets = (None, None) if store is None else store.gather(loader)
+    row = {**result_row(args, metrics, built), **cohesion}
+    return Outcome(candidate, row, built.data_config, dataset if args.report else None, features, targets)
+
+
+def result_row(args: argparse.Namespace, metrics: dict[str, float], built: Built) -> dict[str, Any]:
+    """A line of the results: timm's columns in timm's order, then the checkpoint and the loss."""
+    top1, top5 = metrics['top1'], metrics['top5']
+    row = dict(model=args.model, top1=top1, top1_err=100 - top1, top5=top5, top5_err=100 - top5)
+    row |= {name: value for name, value in metrics.items() if name not in ('loss', 'top1', 'top5')}
+    row['param_count'] = round(built.param_count / 1e6, 2)
+    row['img_size'] = built.data_config['input_size'][-1]
+    row |= {name: built.data_config[name] for name in ('crop_pct', 'interpolation')}
     if args.checkpoint:
-        with load_errors(f'--checkpoint: {args.checkpoint} cannot be loaded into {args.model}'):
-            load_checkpoint(model, args.checkpoint, use_ema=args.use_ema)
-    config = resolve_input_data_config(model, args=vars(args), use_test_size=True)
-    dataset = create_dataset(
-        args.dataset,
-        root=args.data_dir or args.data,
-        split=args.split,
-        class_map=args.class_map,
-        input_img_mode='RGB' if config['input_size'][0] == 3 else 'L',
-    )
-    check_classes(None, dataset, model.num_classes)
-    names = ('input_size', 'interpolation', 'mean', 'std', 'crop_pct', 'crop_mode')
-    loader = create_loader(
-        dataset,
-        batch_size=args.batch_size,
-        num_workers=args.workers,
-        device=device,
-        **{name: config[name] for name in names},
-    )
-    return model.to(device), loader
+        row['checkpoint'] = args.checkpoint
+    return {**row, 'loss': metrics['loss']}
 
 
-def evaluate_features(accelerator: Accelerator, model: Any, loader: Any) -> tuple[dict[str, float], Tensor, Tensor]:
-    """Evaluate a model and keep its features, in one pass.
-
-    Returns:
-        metrics: timm's loss, top1 and top5, and the intra-class and inter-class distance.
-        features: float32 `[N, D]`, in the order of the data set.
-        targets: int64 `[N]`.
-    """
-    batches: list[tuple[Tensor, Tensor]] = []
-
-    def keep(feature: Tensor, target: Tensor) -> None:
-        batches.append((feature.float().cpu(), target.cpu()))
-
-    evaluator = ClassificationEvaluator(accelerator.device)
-    metrics = evaluate(accelerator, model, loader, evaluator, feature_hook=FeatureHook(model), on_features=keep)
-    features, targets = (torch.cat(parts) for parts in zip(*batches, strict=True))
-    shape: dict[str, int] = dict(num_classes=model.num_classes, feature_dim=features.shape[1])
-    for name, metric in dict(
-        intra_class_distance=IntraClassDistance(**shape), inter_class_distance=InterClassDistance(**shape)
-    ).items():
-        metric.update(features, targets)
-        metrics[name] = metric.compute().item()
-    return metrics, features, targets
+def report(args: argparse.Namespace, kind: str, outcomes: list[Outcome]) -> None:
+    """Write what the flags want written, and print the results."""
+    results = outcomes[0].row if kind == 'single' else [outcome.row for outcome in outcomes]
+    if args.results_file:
+        write_results(args.results_file, results, args.results_format)
+    if args.features_out:
+        tensors = {'features': outcomes[0].features, 'targets': outcomes[0].targets}
+        safetensors.torch.save_file(tensors, args.features_out)
+    if args.report and outcomes:
+        _logger.info(f'Report: {write_outcome_report(args.report, outcomes)}')
+    if args.compare:
+        print(compare_table(outcomes))
+    print(f'--result\n{json.dumps(results, indent=4)}')
 
 
 if __name__ == '__main__':

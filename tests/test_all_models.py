@@ -25,8 +25,10 @@ The smallest model of each of the {modules} modules of timm {timm}, and what was
 - **Manifold MixUp**: the default layers. With lam = 0 each of them gives the logits of the batch in reverse order.
 
 `make test-all-models` made this table on {date} with torch {torch}, in {minutes:.0f} minutes on a CPU. It also looked
-for the classifier of all {models} models: {found} have one, and {refused} are refused with an error that names the
-model, because they have none: {refused_names}.
+for the classifier of all {models} models. {found} have one; {refused} have none, and are refused with an error that
+names them:
+
+{refused_names}.
 
 | module | model | image | features | FeatureHook | Manifold MixUp |
 | --- | --- | --- | --- | --- | --- |
@@ -35,7 +37,7 @@ model, because they have none: {refused_names}.
 
 @pytest.fixture(scope='module')
 def table():
-    """Collects the rows of docs/models.md, and writes it when every module has passed."""
+    """Collects the rows of docs/models.md, and writes it when every module has run."""
     rows, found, refused, start = {}, [], [], time.time()
     yield rows, found, refused
     if len(rows) == len(list_modules()):
@@ -48,7 +50,7 @@ def table():
             models=len(found) + len(refused),
             found=len(found),
             refused=len(refused),
-            refused_names=', '.join(f'`{name}`' for name in sorted(refused)),
+            refused_names=',\n'.join(f'`{name}`' for name in sorted(refused)),
         )
         (ROOT / 'docs' / 'models.md').write_text(text + ''.join(rows[module] for module in sorted(rows)))
 
@@ -81,7 +83,9 @@ def test_module(module, table):
         return
     name = min(size, key=size.get)
     model, x = create(name)
+    rows[module] = f'| {module} | {name} | {x.shape[-1]} | | **fails** | |\n'
     features = check_feature_hook(model, x)
-    layers = check_manifold_mixup(model, x)
     shapes = ', '.join('x'.join(map(str, feature.shape[1:])) for feature in features)
+    rows[module] = f'| {module} | {name} | {x.shape[-1]} | {shapes} | pass | **fails** |\n'
+    layers = check_manifold_mixup(model, x)
     rows[module] = f'| {module} | {name} | {x.shape[-1]} | {shapes} | pass | {", ".join(layers)} |\n'

@@ -59,6 +59,22 @@ def test_several_classifiers_and_feature_maps_keep_their_dtype():
         assert not mix.feature[i].requires_grad
 
 
+def test_a_feature_that_is_not_finite_is_not_kept_and_touches_no_other_row():
+    bank = FeatureBank(CLASSES)
+    feature, _, row, row_target = batch(0, 1, 2)
+    bank.update((feature,), row, row_target)
+    broken = feature.clone()
+    broken[0, 0], broken[1, 1] = torch.inf, torch.nan
+    bank.update((broken + 1,), row, row_target)
+    mixed = bank.draw(row, row_target).add_to(torch.zeros(3, D), 0)
+    assert mixed.isfinite().all()
+    share = bank.draw(row, row_target, torch.Generator().manual_seed(0))
+    expected = torch.cat([feature[:2], feature[2:] + 1]) * share.share[:, None]
+    torch.testing.assert_close(share.add_to(torch.zeros(3, D), 0), expected)
+    mixed = share._replace(share=torch.zeros(3)).add_to(broken, 0)
+    assert torch.equal(mixed[2], broken[2])
+
+
 def test_state_goes_through_a_checkpoint_and_must_fit():
     bank, other = FeatureBank(CLASSES), FeatureBank(CLASSES)
     other.load_state_dict(bank.state_dict(), torch.device('cpu'))  # before the first step

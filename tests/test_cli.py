@@ -62,6 +62,10 @@ def test_nothing_of_timm_is_hidden_by_ours():
         '--synermix-gather',
         '--manifold-mixup',
         '--manifold-mixup-layers',
+        '--cohesion',
+        '--no-cohesion',
+        '--log-with',
+        '--report',
         '--synermix-forward',
         '--synermix-off-epoch',
     }

@@ -7,8 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from conftest import ROOT, SMALL
+from timm.data import create_dataset, create_loader, resolve_data_config
+
+from timm_synermix import FeatureHook
+from timm_synermix.evaluate import CohesionMeter
 
 TORCHRUN = ['-m', 'torch.distributed.run', '--nproc_per_node', '2', '--master_port', '0', '--standalone']
 # Runs train.py and has every rank write its weights and what its evaluation counted.
@@ -19,7 +24,7 @@ def evaluate_task(run):
     metrics = original(run)
     state = {**run.task.get_checkpoint_state(), **run.task.get_checkpoint_state(ema=True)}
     path = f'{sys.argv[sys.argv.index("--output") + 1]}/rank{run.args.rank}.pt'
-    torch.save({**state, 'metrics': metrics, 'steps': steps}, path)
+    torch.save({**state, 'metrics': metrics, 'cohesion': run.cohesion.metrics, 'steps': steps}, path)
     return metrics
 train.evaluate_task = evaluate_task
 steps, update = 0, train.LossMeter.update
@@ -46,6 +51,23 @@ def flags(image_folder, output):
     ]  # fmt: skip
 
 
+def cohesion_in_one_process(state_dict, image_folder):
+    """Of the training images, each once: a padded sampler's extra image would count as a twentieth."""
+    model = timm.create_model('test_efficientnet', num_classes=4).eval()
+    model.load_state_dict(state_dict)
+    dataset = create_dataset('', root=str(image_folder), split='train')
+    config = resolve_data_config(model=model)
+    names = ('mean', 'std', 'interpolation', 'crop_pct')
+    loader = create_loader(
+        dataset, (3, 32, 32), 8, num_workers=0, use_prefetcher=False, **{name: config[name] for name in names}
+    )
+    meter, hook = CohesionMeter(4), FeatureHook(model)
+    with torch.no_grad():
+        for x, y in loader:
+            meter.update(hook(x)[1], y)
+    return meter.compute().metrics
+
+
 @pytest.mark.parametrize(
     'extra',
     [
@@ -68,6 +90,11 @@ def test_two_processes_train_one_model(image_folder, tmp_path, extra):
             assert torch.equal(value, ranks[1][key][name]), name  # BatchNorm statistics are averaged too
     assert ('state_dict_ema' in ranks[0]) == ('--model-ema' in extra)
     assert ranks[0]['metrics'] == ranks[1]['metrics']
+    assert ranks[0]['cohesion'] == pytest.approx(ranks[1]['cohesion'], nan_ok=True)
+    if 'state_dict_ema' not in ranks[0]:
+        assert ranks[0]['cohesion'] == pytest.approx(
+            cohesion_in_one_process(ranks[0]['state_dict'], image_folder), 1e-3
+        )
     correct = ranks[0]['metrics']['top1'] * 19 / 100
     assert correct == pytest.approx(round(correct), abs=1e-6)  # 19 images are counted, the sampler's 20th is not
     assert {path.name for path in (tmp_path / 'run').iterdir()} >= {'summary.csv', 'last.pth.tar'}
@@ -105,11 +132,8 @@ def test_processes_that_would_train_copies_are_refused(run_train, monkeypatch, c
         run_train('--synermix')
     assert error.value.code == 2
     message = capsys.readouterr().err
-    if name == 'SLURM_STEP_NUM_TASKS':
-        assert 'SLURM_STEP_NUM_TASKS asks for 2 processes' in message
-        assert 'start them with torchrun or accelerate launch' in message
-    else:  # on a CPU Accelerate takes its word, and misses an address
-        assert '`MASTER_ADDR` env was not set' in message
+    assert f'{name} asks for 2 processes' in message
+    assert 'start them with torchrun or accelerate launch' in message
 
 
 def test_sharded_models_are_refused(image_folder, tmp_path):

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+import torchvision
 from timm_models import AlwaysZero, check_manifold_mixup, create
 from torch import nn
 from torch._dynamo.testing import CompileCounter
@@ -146,11 +147,13 @@ def test_a_layer_that_is_passed_by_later_is_not_silent():
 @pytest.mark.parametrize(
     ('kwargs', 'message'),
     [
-        (dict(alpha=0.0), 'alpha must be positive, got 0.0'),
+        (dict(alpha=0.0), 'alpha must be positive and finite, got 0.0'),
+        (dict(alpha=float('inf')), 'alpha must be positive and finite, got inf'),
+        (dict(layers='first'), "list of at least one layer, got 'first'"),
         (dict(prob=1.5), r'prob must be in \[0, 1\], got 1.5'),
         (dict(layers=[]), 'at least one layer'),
         (dict(layers=[3]), 'indices from 0 to 2 for this model, got 3'),
-        (dict(layers=['stage1']), "no layer 'stage1'; it has input, first, second, drop, fc"),
+        (dict(layers=['stage1']), "no layer 'stage1'; it has input, first, second, drop, fc, among"),
         (dict(layers=['unused']), "'unused' cannot be mixed"),
     ],
 )
@@ -199,16 +202,60 @@ def test_synermix_with_manifold_mixup(layer, fused):
     torch.testing.assert_close(result['inter_loss'], inter)
 
 
-def test_compiled_without_graph_breaks():
+def test_a_layer_named_twice_is_mixed_once():
+    model, x = create('test_resnet')
+    assert check_manifold_mixup(model, x, ['layer1', '2', 'layer1']) == ['layer1']
+
+
+def test_the_next_layer_may_work_in_place():
+    class Sequence(nn.Sequential):
+        def get_classifier(self):
+            return self[-1]
+
+    layers = [nn.Conv2d(3, 6, 3), nn.SiLU(inplace=True), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4)]
+    assert ManifoldMixup(Sequence(*layers), 4, (3, 8, 8), layers=['0']).layers == ['0']
+
+
+@pytest.mark.parametrize('length', [1, 3, 4, 5, 12])
+def test_a_side_output_that_is_not_of_images_is_refused(length):
+    """Of the length of some batch it would be mixed, of any other not."""
+
+    class Pair(nn.Conv2d):
+        def forward(self, x):
+            return super().forward(x), torch.arange(6.0 * length).view(length, 6)
+
+    class Side(Net):
+        def forward(self, x):
+            x, bias = self.first(x)
+            return self.fc(x.mean((2, 3)) + bias[0])
+
+    model = Side()
+    model.first = Pair(3, 6, 3)
+    with pytest.raises(ValueError, match="'first' cannot be mixed"):
+        ManifoldMixup(model, 4, (3, 8, 8), layers=['first'])
+
+
+def test_a_torchvision_model_by_the_name_of_its_classifier():
+    model = torchvision.models.resnet18(num_classes=4)
+    mixup_fn = ManifoldMixup(model, 4, (3, 32, 32), classifier='fc', layers=['layer1'])
+    assert model.layer1._forward_hooks
+    mixup_fn.remove()
+    assert not model.layer1._forward_hooks
+
+
+@pytest.mark.parametrize('kwargs', [dict(beta=0.0), dict(beta=0.5), dict(fused=True, bank=True)])
+def test_compiled_without_graph_breaks(kwargs):
+    """One graph for all layers and values of lam; one more for the step before the bank is filled."""
     model = timm.create_model('test_resnet', num_classes=4)
     mixup_fn = ManifoldMixup(model, 4, (3, 32, 32), seed=1)
-    task = SynerMixTask(model, mixup_fn=mixup_fn, beta=0.0, verbose=False)
+    task = SynerMixTask(model, mixup_fn=mixup_fn, verbose=False, **kwargs)
     reference = copy.deepcopy(task)
+    torch.compiler.reset()  # forget what other tests' batches taught it
     counter = CompileCounter()
     task.compile(backend=counter, fullgraph=True)
     for _ in range(20):
-        x, target = torch.randn(4, 3, 32, 32), torch.arange(4)
+        x, target = torch.randn(8, 3, 32, 32), torch.tensor([0, 0, 1, 2])
         compiled, eager = task(x, target)['loss'], reference(x, target)['loss']
         torch.testing.assert_close(compiled, eager)
         compiled.backward()
-    assert counter.frame_count == len(mixup_fn.layers) == 3  # a graph for each layer, not for each lam
+    assert counter.frame_count == (2 if 'bank' in kwargs else 1)

@@ -391,6 +391,7 @@ def test_compiled_without_graph_breaks(fused):
     ],
 )
 def test_no_recompilation_after_warm_up(kwargs, sizes, graphs):
+    torch.compiler.reset()  # forget what other tests' batches taught it
     counter = CompileCounter()
     task = create_task(create_model().float(), mixup_fn=create_mixup(num_classes=CLASSES), **kwargs)
     task.compile(backend=counter, fullgraph=True)

@@ -396,6 +396,7 @@ BAD = {
         ['--synermix-gather', '--synermix-singletons', 'bank'],
         '--synermix-gather and --synermix-singletons bank',
     ),
+    'repeats': (['--aug-repeats', '3', '--synermix-singletons', 'bank'], 'bank and --aug-repeats cannot be used'),
     'channels': (['--in-chans', '1', '--input-size', '3', '32', '32'], 'Conflicting input channel counts'),
 }
 

@@ -8,7 +8,7 @@ from timm_synermix import FeatureHook, ManifoldMixup
 from timm_synermix.features import find_classifier_leaves
 
 
-def create(name, batch_size=3):
+def create(name, batch_size=5):
     """A model in eval mode with 7 classes, and images of a small size that it takes."""
     model = timm.create_model(name, num_classes=7).eval()
     config = model.pretrained_cfg

@@ -24,7 +24,8 @@ class BankMix(NamedTuple):
     def add_to(self, mixed: Tensor, classifier: int) -> Tensor:
         """Add to the mixed features `[N, ...]` that enter one of the model's classifiers; keeps their dtype."""
         share = self.share.view(-1, *[1] * (mixed.ndim - 1))
-        return torch.lerp(mixed.float(), self.feature[classifier], share).to(mixed.dtype)
+        with_partner = torch.lerp(mixed.float(), self.feature[classifier], share).to(mixed.dtype)
+        return torch.where(share > 0, with_partner, mixed)
 
 
 class FeatureBank:
@@ -59,16 +60,22 @@ class FeatureBank:
         return BankMix(tuple(feature[slot] for feature in self.features), share)
 
     def update(self, features: tuple[Tensor, ...], row: Tensor, row_target: Tensor) -> None:
-        """Keep a feature of each class of the batch, that of its last image; `[N, ...]` for each classifier."""
+        """Keep a feature of each class of the batch, that of its last image; `[N, ...]` for each classifier.
+
+        One that is not finite is not kept: gradient scaling skips its update, and the bank must not bring it back.
+        """
         if not self.features:
             shapes = [(self.num_classes + 1, *feature.shape[1:]) for feature in features]
             self.features = tuple(torch.zeros(shape, device=row.device) for shape in shapes)
             self.filled = self.filled.to(row.device)
-        slot = self._slot(row_target)
         position = torch.arange(len(row), device=row.device)
         last = torch.zeros_like(row).scatter_reduce_(0, row, position, 'amax')
-        for kept, feature in zip(self.features, features, strict=True):
-            kept.index_copy_(0, slot, feature.detach().float()[last])
+        picked = [feature.detach().float()[last] for feature in features]
+        finite = torch.stack([feature.isfinite().flatten(1).all(1) for feature in picked]).all(0)
+        slot = torch.where(finite, self._slot(row_target), self.num_classes)
+        for kept, feature in zip(self.features, picked, strict=True):
+            kept.index_copy_(0, slot, feature)
+            kept[-1] = 0
         self.filled[slot] = True
         self.filled[-1] = False
 

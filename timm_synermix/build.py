@@ -23,12 +23,14 @@ from timm.task import (
 from timm.utils import NativeScaler
 from torch import nn
 
+from timm_synermix.checkpoint import output_root
 from timm_synermix.cli import mixup_active, mixup_kwargs, synermix_loader_kwargs, synermix_task_kwargs
 from timm_synermix.data import create_synermix_loader
 from timm_synermix.datasets import check_classes, create_dataset
 from timm_synermix.manifold import ManifoldMixup
 from timm_synermix.mixup import Mixer, create_mixup
 from timm_synermix.task import SynerMixTask
+from timm_synermix.trackers import tracker_names
 
 _logger = logging.getLogger('train')
 
@@ -54,11 +56,13 @@ def create_accelerator(args: argparse.Namespace) -> Accelerator:
         raise ValueError('--sync-bn needs a GPU, got --device cpu')
     if index:
         os.environ['ACCELERATE_TORCH_DEVICE'] = device
+    _check_distribution(None)
     precision = {'float16': 'fp16', 'bfloat16': 'bf16'}
     accelerator = Accelerator(
         cpu=kind == 'cpu',
         mixed_precision=precision[args.amp_dtype] if args.amp else None,  # None leaves it to Accelerate's configuration
-        log_with='wandb' if args.log_wandb else None,
+        log_with=tracker_names(args) or None,
+        project_dir=output_root(args),  # some trackers must have one now; the run's folder takes its place later
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=not args.no_ddp_bb)],
     )
     if accelerator.device.type != kind:
@@ -78,11 +82,12 @@ def create_accelerator(args: argparse.Namespace) -> Accelerator:
     return accelerator
 
 
-def _check_distribution(accelerator: Accelerator) -> None:
+def _check_distribution(accelerator: Accelerator | None) -> None:
     """Refuse to train copies that know nothing of each other, and models in shards."""
     for name in _WORLD_SIZES:
         asked = os.environ.get(name, '1')
-        if accelerator.num_processes == 1 and asked.isdecimal() and int(asked) > 1:
+        apart = 'MASTER_ADDR' not in os.environ if accelerator is None else accelerator.num_processes == 1
+        if apart and asked.isdecimal() and int(asked) > 1:
             raise ValueError(
                 f'{name} asks for {asked} processes, but they have not found each other, and each would train a model '
                 'of its own; start them with torchrun or accelerate launch'
@@ -262,7 +267,7 @@ def create_mixup_fn(
                 seed=args.seed + args.rank,
             )
         except ValueError as error:
-            raise ValueError(f'--manifold-mixup-layers: {error}') from error
+            raise ValueError(f'--manifold-mixup: {error}') from error
         if args.rank == 0:
             _logger.info(f'Manifold MixUp of {", ".join(mixup_fn.layers)}, alpha {args.manifold_mixup:g}')
         return mixup_fn
@@ -294,6 +299,8 @@ def create_task(args: argparse.Namespace, model: nn.Module, mixup_fn: Mixer | No
         verbose=args.rank == 0,
     )
     if args.synermix:
+        if args.synermix_gather and not args.distributed:
+            _logger.warning('--synermix-gather has no effect in one process.')
         return SynerMixTask(model, mixup_fn=mixup_fn, **synermix_task_kwargs(args), **common)
     if args.manifold_mixup:  # its L_inter alone: hidden layers are mixed in the task
         return SynerMixTask(model, mixup_fn=mixup_fn, beta=0.0, **common)

@@ -33,9 +33,14 @@ def experiment_name(args: argparse.Namespace, img_size: int) -> str:
     return args.experiment or f'{stamp}-{safe_model_name(args.model)}-{img_size}'
 
 
+def output_root(args: argparse.Namespace) -> str:
+    """Path of the folder of all runs."""
+    return args.output or './output/train'
+
+
 def output_folder(args: argparse.Namespace) -> str:
     """Path of this run's folder, `<output>/<experiment>`."""
-    return os.path.join(args.output or './output/train', args.experiment)
+    return os.path.join(output_root(args), args.experiment)
 
 
 def how_to_continue(args: argparse.Namespace) -> str:

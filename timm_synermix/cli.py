@@ -145,8 +145,10 @@ def synermix_task_kwargs(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def largest_batch(args: argparse.Namespace) -> int:
-    """The most images a batch of `create_synermix_loader` can hold: each with a partner, and made even."""
-    return 2 * args.batch_size + 2
+    """The most images a batch of `create_synermix_loader` can hold."""
+    if args.synermix_batch == 'fixed' or args.synermix_singletons != 'supplement':
+        return args.batch_size + 2  # an odd one is made even
+    return 2 * args.batch_size + 2  # each with a partner
 
 
 def create_parsers() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
@@ -161,6 +163,16 @@ def create_parsers() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
     add_timm_args(parser)
     add_synermix_args(parser)
     add_manifold_mixup_args(parser)
+    group = parser.add_argument_group('What to look at')
+    group.add_argument(
+        '--cohesion',
+        action=argparse.BooleanOptionalAction,
+        help='measure in each evaluation how tight and how far apart the classes are; default: with --synermix',
+    )
+    group.add_argument(
+        '--log-with', nargs='+', metavar='TRACKER', help='trackers of Accelerate: wandb, tensorboard, trackio, ...'
+    )
+    group.add_argument('--report', action='store_true', help='write a page of curves and pictures at the end')
     return config_parser, parser
 
 
@@ -229,7 +241,7 @@ def _convert(action: argparse.Action, value: Any) -> Any:
         return value
     if action.nargs == '?' and value is True:
         return action.const
-    if isinstance(action, argparse._StoreTrueAction):
+    if isinstance(action, (argparse._StoreTrueAction, argparse.BooleanOptionalAction)):
         if not isinstance(value, bool):
             raise ValueError(f'must be true or false, got {value!r}')
         return value
@@ -308,6 +320,7 @@ def check_args(args: argparse.Namespace) -> None:
         for name, default in vars(defaults.parse_args([])).items():
             if getattr(args, name) != default:
                 _logger.warning('%s has no effect without --synermix.', _flag(name))
+    _check_cohesion_args(args)
 
 
 def _flag(dest: str) -> str:
@@ -327,8 +340,23 @@ def _check_synermix_args(args: argparse.Namespace) -> None:
         raise ValueError(f'--batch-size must be at least 2 with --synermix, got {args.batch_size}')
     if args.synermix_batch == 'fixed' and args.synermix_supplement == 'clean':
         raise ValueError('--synermix-batch fixed needs --synermix-supplement both, got clean')
+    if args.synermix_singletons == 'bank' and args.aug_repeats:
+        raise ValueError('--synermix-singletons bank and --aug-repeats cannot be used together: copies are no partners')
+    if args.synermix_singletons != 'supplement' and args.synermix_supplement == 'clean':
+        _logger.warning('--synermix-supplement has no effect with --synermix-singletons %s.', args.synermix_singletons)
     if args.synermix_gather and args.synermix_singletons == 'bank':
         raise ValueError('--synermix-gather and --synermix-singletons bank cannot be used together')
+
+
+def _check_cohesion_args(args: argparse.Namespace) -> None:
+    """Settle whether a run measures cohesion."""
+    if args.report and (args.cohesion is False or not args.val_split):
+        raise ValueError('--report shows the cohesion of validation images, and needs --val-split and no --no-cohesion')
+    if args.cohesion is None:
+        args.cohesion = args.synermix or args.report
+    for flag, value in {'--torchscript': args.torchscript, '--task multilabel': args.task == 'multilabel'}.items():
+        if args.cohesion and value:
+            raise ValueError(f'--cohesion and {flag} cannot be used together')
 
 
 def _check_manifold_mixup_args(args: argparse.Namespace) -> None:

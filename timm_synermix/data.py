@@ -178,7 +178,7 @@ def create_synermix_loader(
         input_size: Image size, or `(C, H, W)`.
         batch_size: Images per batch on this rank, before supplements; at least 2.
         singletons: 'supplement' draws a second image for each class with one in the batch (paper step 1), 'keep' and
-            'bank' do not. A streaming data set can only keep.
+            'bank' do not. A streaming data set has no others.
         supplement: 'both': the second images have both views, as in the paper's code. 'clean': they have the clean view
             alone, and stand last: input is `[N + A, C, H, W]`, with an augmented view of the first A images.
         batch: 'grow' adds the second images to the batch, 'fixed' keeps every batch at batch_size, see

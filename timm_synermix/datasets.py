@@ -122,3 +122,11 @@ def _check_folder(root: str | None, split: str) -> None:
     splits = [name for name in ('train', 'training', 'val', 'validation') if os.path.isdir(os.path.join(root, name))]
     if splits and os.path.isdir(root) and os.path.samefile(_search_split(root, split), root):
         raise ValueError(f"--data-dir: '{root}' has no split '{split}', only {', '.join(splits)}.")
+
+
+def class_names(dataset: Any) -> list[str] | None:
+    """The names of a data set's classes by index, if it has any."""
+    indices = getattr(getattr(dataset, 'reader', dataset), 'class_to_idx', None)
+    if not isinstance(indices, dict) or sorted(indices.values()) != list(range(len(indices))):
+        return None
+    return [str(name) for name in sorted(indices, key=indices.__getitem__)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -14,9 +15,24 @@ from torchmetrics import MetricCollection
 from tqdm import tqdm
 
 from timm_synermix.features import FeatureHook
-from timm_synermix.metrics import cohesion_metrics, pool_feature
+from timm_synermix.metrics import METRIC_NAMES, cohesion_metrics, pool_feature
 
 _logger = logging.getLogger('train')
+
+
+class Cohesion(NamedTuple):
+    """The cohesion of an evaluation.
+
+    Attributes:
+        metrics: Those of `cohesion_metrics` by name.
+        table: That of `ClassTable`.
+        features, targets: Float32 `[M, D]` and int64 `[M]` on the CPU, of the classes to draw.
+    """
+
+    metrics: dict[str, float]
+    table: dict[str, Tensor]
+    features: Tensor
+    targets: Tensor
 
 
 class CohesionMeter:
@@ -44,18 +60,15 @@ class CohesionMeter:
         drawn = torch.isin(target, self.drawn_classes.to(target.device))
         self._drawn.append((feature[drawn].float().cpu(), target[drawn].cpu()))
 
-    def compute(self) -> tuple[dict[str, float], dict[str, Tensor]]:
-        """The metrics by name and the table of `ClassTable`, over all processes; every process must call it."""
+    def compute(self) -> Cohesion:
+        """The metrics over all processes, and features of this one; every process must call it."""
         if self._metrics is None:
             raise ValueError('the cohesion of no image at all was asked for')
         values = {name: metric.compute() for name, metric in self._metrics.items(keep_base=True, copy_state=False)}
-        table = values.pop('class_table')
-        return {name: value.item() for name, value in values.items()}, table
-
-    def drawn(self) -> tuple[Tensor, Tensor]:
-        """Features `[M, D]` and targets `[M]` of the classes to draw, of this process, on the CPU."""
-        features, targets = zip(*self._drawn, strict=True)
-        return torch.cat(features), torch.cat(targets)
+        # torchmetrics makes scalars of tensors with one element
+        table = {name: value.reshape(-1) for name, value in values.pop('class_table').items()}
+        features, targets = (torch.cat(parts) for parts in zip(*self._drawn, strict=True))
+        return Cohesion({name: values[name].item() for name in METRIC_NAMES}, table, features, targets)
 
 
 @torch.no_grad()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice
@@ -46,11 +47,13 @@ class ManifoldMixup:
             entry of the model's `feature_info`. None: see `default_layers`.
         prob: Share of the batches that are mixed, in [0, 1].
         label_smoothing: As in `timm.data.Mixup`.
+        classifier: See `FeatureHook`.
         seed: Seed of the draws. Give each rank its own.
 
     Raises:
-        ValueError: alpha or prob is out of range, a layer does not exist or cannot be mixed, or a hidden layer is asked
-            for with gradient checkpointing, which computes it a second time, outside the forward.
+        ValueError: alpha or prob is out of range, the model has no classifier, a layer does not exist or cannot be
+            mixed, or a hidden layer is asked for with gradient checkpointing, which computes it a second time, outside
+            the forward.
 
     Source: Manifold MixUp (Verma et al., arXiv 1806.05236); layers as in SynerMix's code.
     """
@@ -65,15 +68,17 @@ class ManifoldMixup:
         layers: Sequence[str | int] | None = None,
         prob: float = 1.0,
         label_smoothing: float = 0.0,
+        classifier: str | Sequence[str] | None = None,
         seed: int = 42,
     ) -> None:
-        if not alpha > 0:
-            raise ValueError(f'alpha must be positive, got {alpha}.')
+        if not 0 < alpha < float('inf'):
+            raise ValueError(f'alpha must be positive and finite, got {alpha}.')
         if not 0 <= prob <= 1:
             raise ValueError(f'prob must be in [0, 1], got {prob}.')
         self.num_classes, self.alpha, self.prob, self.label_smoothing = num_classes, alpha, prob, label_smoothing
         self.mixup_enabled = True  # as timm's Mixup: set to False to go on without mixing
-        self.layers = default_layers(model, input_size) if layers is None else _resolve(model, input_size, layers)
+        probe = LayerProbe(model, input_size, classifier)
+        self.layers = default_layers(probe) if layers is None else _resolve(probe, layers)
         checkpointed = any(getattr(module, 'grad_checkpointing', False) for module in model.modules())
         if checkpointed and self.layers != [INPUT]:
             raise ValueError(
@@ -81,12 +86,15 @@ class ManifoldMixup:
                 f'time without mixing, got {", ".join(self.layers)}.'
             )
         self._generator = np.random.default_rng(seed)
-        self._layer, self._lam = INPUT, torch.ones(())
+        self._layer = INPUT
+        self._lam: dict[str, Tensor] = {}  # of each layer, 1 for all but the drawn one
         self._rows: tuple[int, int] | None = None  # batch size and first row to mix, inside of `mixing`
         self._mixed = False
-        for name in self.layers:
-            if name != INPUT:
-                model.get_submodule(name).register_forward_hook(partial(self._visit, name))
+        self._handles = [
+            model.get_submodule(name).register_forward_hook(partial(self._visit, name))
+            for name in self.layers
+            if name != INPUT
+        ]
 
     def __call__(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Draw a layer and lam for this batch.
@@ -103,57 +111,75 @@ class ManifoldMixup:
         if self.mixup_enabled and self._generator.random() < self.prob:
             self._layer = self.layers[self._generator.integers(len(self.layers))]
             lam = float(self._generator.beta(self.alpha, self.alpha))
-        self._lam = torch.full((), lam, device=x.device)  # on the device: no wait, and no new graph for each value
+        # On the device: no wait, and no new graph for each value.
+        self._lam = {
+            name: torch.full((), lam if name == self._layer else 1.0, device=x.device) for name in (INPUT, *self.layers)
+        }
         if self._layer == INPUT:
-            x = mix_with_flip(x, self._lam, len(x))
+            x = mix_with_flip(x, self._lam[INPUT], len(x))
         return x, mixup_target(target, self.num_classes, lam, self.label_smoothing)
 
     @contextmanager
     def mixing(self, batch_size: int, first_row: int = 0) -> Iterator[None]:
         """One forward of the model on a batch, in which the drawn layer mixes the images from first_row on."""
-        self._rows, self._mixed = (batch_size, first_row), self._layer == INPUT
+        self._rows, self._mixed = (batch_size, first_row), False
         try:
             yield
         finally:
             self._rows = None
-        if not self._mixed:
+        if not torch.compiler.is_compiling() and not (self._mixed or self._layer == INPUT):
             raise RuntimeError(f'Manifold MixUp: the layer {self._layer} took no part in the forward of the model.')
 
     def _visit(self, name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        if self._rows is None or name != self._layer:
+        if self._rows is None:
+            return None
+        # A compiled model mixes at every layer, lam = 1 where none was drawn, so that one graph serves for all.
+        if not torch.compiler.is_compiling() and name != self._layer:
             return None
         self._mixed = True
-        return mix_with_flip(output, self._lam, *self._rows)
+        return mix_with_flip(output, self._lam[name], *self._rows)
+
+    def remove(self) -> None:
+        """Take the hooks off the model, which is then as it was before."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
 
 
 def mix_with_flip(output: Any, lam: Tensor, batch_size: int, first_row: int = 0) -> Any:
     """`lam h_i + (1 - lam) h_j`, where j is i in the reverse order of the rows from first_row on.
 
     Args:
-        output: What a layer returned: a tensor, or a list or tuple that may hold other things too. Tensors whose first
-            dimension is not the batch, or a multiple of it (the parts of one image stand together), stay as they are.
+        output: What a layer returned: a tensor, or a list or tuple, in which other things stay as they are. The first
+            dimension of a tensor is the batch, or a multiple of it: then the parts of one image stand together.
         lam: Scalar.
         batch_size, first_row: Images in the batch, and the first one to mix.
+
+    Raises:
+        ValueError: A tensor is not ordered by image.
     """
     if isinstance(output, (list, tuple)):
         parts = [mix_with_flip(part, lam, batch_size, first_row) for part in output]
         return type(output)(*parts) if hasattr(output, '_fields') else type(output)(parts)
-    if not isinstance(output, Tensor) or output.ndim == 0 or len(output) % batch_size:
+    if not isinstance(output, Tensor):
         return output
-    images = output.unflatten(0, (batch_size, -1))
+    if output.ndim == 0 or len(output) % batch_size:
+        raise ValueError(f'a layer must return tensors of {batch_size} images, got one of shape {list(output.shape)}.')
+    images = output if len(output) == batch_size else output.unflatten(0, (batch_size, -1))
     mixed = images[first_row:]
     mixed = (lam * mixed + (1 - lam) * mixed.flip(0)).to(output.dtype)
-    return torch.cat([images[:first_row], mixed]).flatten(0, 1) if first_row else mixed.flatten(0, 1)
+    if first_row:
+        mixed = torch.cat([images[:first_row], mixed])
+    return mixed if len(output) == batch_size else mixed.flatten(0, 1)
 
 
-def default_layers(model: nn.Module, input_size: tuple[int, int, int]) -> list[str]:
+def default_layers(probe: LayerProbe) -> list[str]:
     """The input, and the layers at a quarter and at half of the model's depth, counted in its `feature_info`.
 
     For a ResNet these are the input, layer1 and layer2, for a Swin Transformer the input and the first two stages: the
     choice of SynerMix's code. Where that entry cannot be mixed the one before it is taken, then one of the model's
     blocks that `feature_info` does not list; the input alone is left, with a warning, if there is none.
     """
-    probe = LayerProbe(model, input_size)
     found = [INPUT]
     for names in (probe.listed, probe.blocks):
         for part in (4, 2):
@@ -166,11 +192,10 @@ def default_layers(model: nn.Module, input_size: tuple[int, int, int]) -> list[s
     return found
 
 
-def _resolve(model: nn.Module, input_size: tuple[int, int, int], layers: Sequence[str | int]) -> list[str]:
-    """Names of the layers asked for, each of which can be mixed."""
-    if not layers:
-        raise ValueError('layers must name at least one layer, got none.')
-    probe = LayerProbe(model, input_size)
+def _resolve(probe: LayerProbe, layers: Sequence[str | int]) -> list[str]:
+    """Names of the layers asked for, each once, each of which can be mixed."""
+    if isinstance(layers, str) or not layers:
+        raise ValueError(f'layers must be a list of at least one layer, got {layers!r}.')
     names = []
     for layer in layers:
         number = int(layer) if str(layer).isdecimal() and layer not in probe.calls else None
@@ -178,14 +203,15 @@ def _resolve(model: nn.Module, input_size: tuple[int, int, int], layers: Sequenc
             raise ValueError(f'layers must be indices from 0 to {len(probe.listed)} for this model, got {number}.')
         name = str(layer) if number is None else [INPUT, *probe.listed][number]
         if name != INPUT and name not in probe.calls:
-            raise ValueError(f"layers: this model has no layer '{name}'; it has {INPUT}, {', '.join(probe.blocks)}.")
+            there = dict.fromkeys([INPUT, *probe.listed, *probe.blocks])
+            raise ValueError(f"layers: this model has no layer '{name}'; it has {', '.join(there)}, among others.")
         if name != INPUT and not probe.can_mix(name):
             raise ValueError(
                 f"layers: '{name}' cannot be mixed, because what it returns is not all that the classifier learns of "
-                f'an image, or is not ordered by image. Some that can: {", ".join(default_layers(model, input_size))}.'
+                f'an image, or is not ordered by image. Some that can: {", ".join(default_layers(probe))}.'
             )
         names.append(name)
-    return names
+    return list(dict.fromkeys(names))
 
 
 class LayerProbe:
@@ -197,10 +223,16 @@ class LayerProbe:
         blocks: The model's own top-level layers and blocks, in order.
     """
 
-    def __init__(self, model: nn.Module, input_size: tuple[int, int, int]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        input_size: tuple[int, int, int],
+        classifier: str | Sequence[str] | None = None,
+    ) -> None:
         self.model = model
+        self.classifier = classifier
         weight = next(model.parameters())
-        images = torch.randn(3, *input_size, generator=torch.Generator().manual_seed(0))
+        images = torch.randn(4, *input_size, generator=torch.Generator().manual_seed(0))
         self.images = images.to(weight.device, weight.dtype)
         self.calls: dict[str, int] = dict.fromkeys(dict(model.named_modules()), 0)
         order: list[str] = []
@@ -208,9 +240,11 @@ class LayerProbe:
             module.register_forward_hook(lambda *_, name=name: order.append(name))
             for name, module in model.named_modules()
         ]
-        self.feature = self._run(self.images)
-        for handle in handles:
-            handle.remove()
+        try:
+            self._run(self.images)
+        finally:
+            for handle in handles:
+                handle.remove()
         self.calls.update(Counter(order))
         infos = getattr(model, 'feature_info', None) or []
         listed = [self._called(info['module']) for info in infos if info.get('module') in self.calls]
@@ -228,9 +262,9 @@ class LayerProbe:
         return name
 
     def _run(self, images: Tensor) -> Tensor:
-        """The features `[3, D]` that the classifier sees, in eval mode."""
+        """The features `[N, D]` that the classifier sees, in eval mode."""
         training = {module: module.training for module in self.model.modules()}
-        hook = FeatureHook(self.model)
+        hook = FeatureHook(self.model, self.classifier)
         try:
             self.model.eval()
             with torch.no_grad():
@@ -242,28 +276,33 @@ class LayerProbe:
 
     def can_mix(self, name: str) -> bool:
         """Whether all that the classifier learns of an image passes through this layer once, ordered by image."""
-        if self.calls[name] != 1:
-            return False
+        # Two numbers of images tell what is as long as the batch from what happens to be.
+        return self.calls[name] == 1 and all(self._reverses(name, self.images[:size]) for size in (3, 4))
+
+    def _reverses(self, name: str, images: Tensor) -> bool:
+        """Whether the layer's output in reverse order gives the features in reverse order, whatever goes in."""
         outputs: list[Any] = []
 
         def record(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            outputs.append(output)
+            outputs.append(copy.deepcopy(output))  # the next layer may work in place
 
         def reverse(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-            return mix_with_flip(outputs[0], torch.zeros((), device=self.images.device), len(self.images))
+            return mix_with_flip(outputs[0], torch.zeros((), device=images.device), len(images))
 
         try:
-            for hook, images in ((record, self.images), (reverse, torch.full_like(self.images, torch.nan))):
-                handle = self.model.get_submodule(name).register_forward_hook(hook)
-                try:
-                    feature = self._run(images)
-                finally:
-                    handle.remove()
+            expected = self._run_with(name, record, images).flip(0)
+            feature = self._run_with(name, reverse, torch.full_like(images, torch.nan))
         except (RuntimeError, ValueError, IndexError, AssertionError):
             return False  # the rest of the model does not take NaN, or the rows in another order
-        expected = self.feature.flip(0)
-        tolerance = 1e-3 * (self.feature - expected).abs().max()
+        tolerance = 1e-3 * (expected - expected.flip(0)).abs().max()
         return bool(((feature - expected).abs() <= tolerance).all())  # NaN is not
+
+    def _run_with(self, name: str, hook: Callable[..., Any], images: Tensor) -> Tensor:
+        handle = self.model.get_submodule(name).register_forward_hook(hook)
+        try:
+            return self._run(images)
+        finally:
+            handle.remove()
 
 
 def _blocks(model: nn.Module, prefix: str = '') -> Iterator[str]:

@@ -7,6 +7,7 @@ clean images, over a whole evaluation set: the class means of few images are bia
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -386,8 +387,24 @@ def _distances(mean: Tensor) -> Tensor:
     return torch.cdist(mean, mean, compute_mode='donot_use_mm_for_euclid_dist')
 
 
+# The metrics that are one number, tightness first; silhouette and NC1 share nothing with the others.
+_METRICS: dict[str, Callable[..., Metric]] = {
+    'intra_class_distance': IntraClassDistance,
+    'cosine_cohesion': CosineCohesion,
+    'inter_class_distance': InterClassDistance,
+    'min_inter_class_distance': MinInterClassDistance,
+    'fisher_ratio': FisherRatio,
+    'cdnv': CDNV,
+    'nc1': NC1,
+    'calinski_harabasz': CalinskiHarabasz,
+    'davies_bouldin': DaviesBouldin,
+    'silhouette': Silhouette,
+}
+METRIC_NAMES = tuple(_METRICS)
+
+
 def cohesion_metrics(num_classes: int, feature_dim: int, seed: int = 0) -> MetricCollection:
-    """All metrics that are one number, as a collection that keeps what they share once.
+    """All metrics of this module, `METRIC_NAMES` and 'class_table', as a collection that keeps what they share once.
 
     Args:
         num_classes: Number of classes.
@@ -395,19 +412,13 @@ def cohesion_metrics(num_classes: int, feature_dim: int, seed: int = 0) -> Metri
         seed: Seed of the silhouette's sample.
     """
     size = dict(num_classes=num_classes, feature_dim=feature_dim)
-    shared: dict[str, Metric] = {
-        'intra_class_distance': IntraClassDistance(**size),
-        'cosine_cohesion': CosineCohesion(**size),
-        'inter_class_distance': InterClassDistance(**size),
-        'min_inter_class_distance': MinInterClassDistance(**size),
-        'fisher_ratio': FisherRatio(**size),
-        'cdnv': CDNV(**size),
-        'calinski_harabasz': CalinskiHarabasz(**size),
-        'davies_bouldin': DaviesBouldin(**size),
-        'class_table': ClassTable(**size),
+    metrics: dict[str, Metric | MetricCollection] = {
+        name: metric(**size, **({'seed': seed} if metric is Silhouette else {}))
+        for name, metric in [*_METRICS.items(), ('class_table', ClassTable)]
     }
-    alone: dict[str, Metric] = {'nc1': NC1(**size), 'silhouette': Silhouette(**size, seed=seed)}
-    return MetricCollection({**shared, **alone}, compute_groups=[list(shared), *([name] for name in alone)])
+    shared = [name for name, metric in metrics.items() if isinstance(metric, _ClassMoments)]
+    alone = [[name] for name in metrics if name not in shared]
+    return MetricCollection(metrics, compute_groups=[shared, *alone])
 
 
 def pool_feature(feature: Tensor | tuple[Tensor, ...]) -> Tensor:

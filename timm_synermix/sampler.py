@@ -162,7 +162,7 @@ class SupplementBatchSampler(Sampler[list[int]]):
         return self._members[first + (self._place[images] - first + step) % size]
 
     def expected_supplements(self) -> float:
-        """Expected number of images beyond batch_size, for images drawn at random: `sum_c B p_c (1 - p_c)^(B - 1)`."""
+        """Expected number of images beyond batch_size: `sum_c B p_c (1 - p_c)^(B - 1)`, if all B are different."""
         if not self.supplement or self.fixed:
             return 0.0
         size = self._size[self._size > 1]

@@ -118,6 +118,7 @@ class SynerMixTask(ClassificationTask):
         num_mixed: Images interpolated per class (the paper's P), 0 for all in the batch.
         fused: See `SynerMixModule`.
         bank: For a class with one image in the batch, mix that with a recent feature of the class, see `FeatureBank`.
+            Copies of an image, as of repeated augmentation, count as images.
         gather_rows: Mix the classes of the batches of all ranks together: the paper's mini-batch is then the global
             one. At least the largest number of images in a batch of a rank, to which features are padded; 0 for the
             classes of each rank by itself. Needs a process group.
@@ -273,7 +274,9 @@ class SynerMixTask(ClassificationTask):
             target = gather_rows(target, self.gather_rows, fill=IGNORE_INDEX)  # padding: a class of its own, ignored
         row, row_target = class_rows(target)
         weight = row_weight(row, num_mixed=self.num_mixed, generator=generator)
-        bank = None if self.bank is None else self.bank.draw(row, row_target, generator)
+        bank = None
+        if self.bank is not None and self.num_mixed != 1:
+            bank = self.bank.draw(row, row_target, generator)
         return row, weight, row_target, bank
 
 

@@ -1,4 +1,4 @@
-"""What a run tells its user: log lines or a progress bar, summary.csv, trackers."""
+"""What a run tells its user: log lines or a progress bar, summary.csv, the best epochs."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import csv
 import json
 import logging
+import math
 import os
 import sys
 import time
@@ -72,6 +73,7 @@ class TrainProgress:
         self.start = self.mark = time.time()
         self.samples = self.interval_samples = self.interval_updates = 0
         self.data_time = 0.0
+        self.rate = 0.0  # images per second of the last interval that was reported
         watched = args.rank == 0 and sys.stderr.isatty()
         self.bar = tqdm(total=updates, desc=f'Train {epoch}', bar_format=_BAR, leave=False) if watched else None
         self.bar_refreshed = 0.0
@@ -83,6 +85,8 @@ class TrainProgress:
         self.interval_updates += 1
         self.data_time += data_time
         report = update % self.args.log_interval == 0 or update == self.updates - 1
+        if report:
+            self.rate = self.interval_samples / max(time.time() - self.mark, 1e-9)
         if self.bar is not None:
             self._update_bar(self.bar, meter)
         elif self.args.rank == 0 and report:
@@ -123,13 +127,18 @@ class TrainProgress:
 
 
 def summary_row(
-    epoch: int, train_metrics: Mapping[str, float], eval_metrics: Mapping[str, float] | None, lr: float
+    epoch: int,
+    train_metrics: Mapping[str, float],
+    eval_metrics: Mapping[str, float] | None,
+    lr: float,
+    cohesion: Mapping[str, float] | None = None,
 ) -> dict[str, float]:
-    """One row of summary.csv: timm's columns first, in timm's order, then what else the task returned."""
+    """One row of summary.csv: timm's columns first, in timm's order, then what else the task returned, and cohesion."""
     row: dict[str, float] = {'epoch': epoch, 'train_loss': train_metrics['loss']}
     row.update({f'eval_{name}': value for name, value in (eval_metrics or {}).items()})
     row['lr'] = lr
     row.update({f'train_{name}': value for name, value in train_metrics.items() if name != 'loss'})
+    row.update({f'eval_{name}': value for name, value in (cohesion or {}).items()})
     return row
 
 
@@ -154,32 +163,20 @@ def append_summary(path: str, row: Mapping[str, float]) -> None:
         writer.writerow(row)
 
 
-def start_trackers(accelerator: Accelerator, args: argparse.Namespace, output_dir: str) -> None:
-    """Start the Weights & Biases run of --log-wandb; without an account it is logged offline."""
-    if not args.log_wandb:
-        return
-    import wandb
-
-    wandb_kwargs: dict[str, Any] = dict(name=args.experiment, dir=output_dir, tags=args.wandb_tags)
-    if args.wandb_resume_id:
-        wandb_kwargs.update(id=args.wandb_resume_id, resume='must')
-    offline = 'WANDB_MODE' not in os.environ and not wandb.login(prompt=False)
-    if offline:
-        wandb_kwargs['mode'] = 'offline'
-    accelerator.init_trackers(
-        args.wandb_project or 'timm-synermix',
-        config={name: value for name, value in vars(args).items() if isinstance(value, (str, int, float, list))},
-        init_kwargs={'wandb': wandb_kwargs},
-    )
-    if offline:
-        folder = os.path.dirname(accelerator.get_tracker('wandb', unwrap=True).dir)
-        _logger.info(f'No Weights & Biases account is set up, logging offline. To upload: wandb sync {folder}')
-
-
 def print_results(results: list[dict[str, Any]], metric: str, decreasing: bool) -> None:
     """Print the best ten epochs as JSON after a line `--result`, for scripts to read, as timm does."""
 
     def key(result: dict[str, Any]) -> float:
         return result.get('validation', result['train'])[metric]
 
-    print(f'--result\n{json.dumps(sorted(results, key=key, reverse=not decreasing)[:10], indent=4)}')
+    best = sorted(results, key=key, reverse=not decreasing)[:10]
+    print(f'--result\n{json.dumps(finite_or_none(best), indent=4)}')
+
+
+def finite_or_none(value: Any) -> Any:
+    """A value for JSON, which has no NaN and no infinity: those become None."""
+    if isinstance(value, dict):
+        return {name: finite_or_none(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [finite_or_none(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

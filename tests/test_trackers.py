@@ -1,0 +1,200 @@
+"""What a run sends to its trackers, read back from the files that the real packages write."""
+
+import json
+import re
+from argparse import Namespace
+
+import numpy as np
+import pytest
+import timm
+import torch
+import wandb
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from timm.data import create_dataset, create_loader
+from wandb.proto.wandb_internal_pb2 import Record
+
+import train
+from timm_synermix import FeatureHook
+from timm_synermix.metrics import METRIC_NAMES, cohesion_metrics
+from timm_synermix.trackers import tracker_names
+
+pytestmark = pytest.mark.filterwarnings('ignore::DeprecationWarning')  # 2026-11: of the trackers' own packages
+
+
+def wandb_messages(path):
+    """The messages of a .wandb file: a log of LevelDB's format, after a header of 7 bytes."""
+    data, place, message = path.read_bytes(), 7, b''
+    while place + 7 <= len(data):
+        left = 32768 - place % 32768
+        if left < 7:  # the rest of a block is too small for a header
+            place += left
+            continue
+        length, kind = int.from_bytes(data[place + 4 : place + 6], 'little'), data[place + 6]
+        message += data[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            yield message
+            message = b''
+
+
+def wandb_records(run):
+    """The rows of history, in order, and the id and configuration of the only offline run of a folder."""
+    (path,) = (run.folder / 'wandb').glob('offline-run-*/run-*.wandb')
+    history, info = [], {}
+    for message in wandb_messages(path):
+        record = Record()
+        record.ParseFromString(message)
+        kind = record.WhichOneof('record_type')
+        if kind == 'history':
+            items = record.history.item
+            history.append({item.key or '/'.join(item.nested_key): json.loads(item.value_json) for item in items})
+        elif kind == 'run':
+            config = {item.key: json.loads(item.value_json) for item in record.run.config.update}
+            info = dict(id=record.run.run_id, project=record.run.project, tags=list(record.run.tags), config=config)
+        elif kind == 'config':
+            info['config'].update({item.key: json.loads(item.value_json) for item in record.config.update})
+    return history, info
+
+
+def test_wandb_offline(run_train, caplog):
+    caplog.set_level('INFO')
+    flags = ['--log-wandb', '--wandb-project', 'test', '--wandb-tags', 'a', '--log-interval', '2']
+    run = run_train('--synermix', '--epochs', '2', *flags)
+    history, info = wandb_records(run)
+    assert (info['project'], info['tags']) == ('test', ['a'])
+    assert info["config"]["synermix"] is True
+    assert 'wandb sync' in caplog.text
+
+    updates = [row for row in history if 'update/loss' in row]
+    assert [row['update'] for row in updates] == [1, 2, 3, 4, 5, 6]  # every update, two epochs of three
+    for row in updates:
+        assert row['update/loss'] == pytest.approx(0.5 * (row['update/intra_loss'] + row['update/inter_loss']), 1e-5)
+        assert row['update/lr'] > 0
+    assert all(row['update/images_per_second'] > 0 for row in history if 'update/images_per_second' in row)
+    steps = [row['update'] for row in history if 'update' in row]
+    assert steps == sorted(steps)
+
+    epochs = [row for row in history if 'eval_top1' in row]
+    for row, expected in zip(epochs, run.summary(), strict=True):
+        assert {name: row[name] for name in expected} == pytest.approx(expected, nan_ok=True)
+        assert row['update'] == 3 * (row['epoch'] + 1)
+    means = [np.mean([row['update/lr'] for row in updates[i : i + 3]]) for i in (0, 3)]
+    assert means == pytest.approx([epochs[0]['lr'], epochs[1]['lr']], rel=1)
+
+    paths = sorted((run.folder / 'wandb').glob('offline-run-*/files/media/table/classes_*.json'))
+    assert len(paths) == 2
+    table = json.loads(paths[0].read_text())
+    assert table['columns'][:2] == ['class', 'images']
+    assert [row[:2] for row in table['data']] == [['a', 3], ['b', 3], ['c', 3], ['lone', 1]]
+    assert len(list((run.folder / 'wandb').glob('offline-run-*/files/media/images/feature_map_*.png'))) == 2
+
+
+def test_a_resumed_run_goes_on_in_the_same_wandb_run(run_train):
+    first = run_train('--synermix', '--log-wandb', experiment='first')
+    _, info = wandb_records(first)
+    assert first.checkpoint()['args'].wandb_run_id == info['id']
+    flags = ['--epochs', '2', '--resume', str(first.folder / 'last.pth.tar')]
+    second = run_train('--synermix', '--log-wandb', *flags, experiment='second')
+    history, again = wandb_records(second)
+    assert again['id'] == info['id']
+    assert [row['update'] for row in history if 'update/loss' in row] == [4, 5, 6]
+
+
+def test_tensorboard(run_train):
+    run = run_train('--synermix', '--log-with', 'tensorboard', '--epochs', '2', '--log-interval', '1')
+    events = EventAccumulator(str(run.folder / 'timm-synermix'), size_guidance=dict(scalars=0, images=0)).Reload()
+    losses = events.Scalars('update/loss')
+    assert [event.step for event in losses] == [1, 2, 3, 4, 5, 6]
+    assert len(events.Scalars('update/images_per_second')) == 6
+    for name, column in [('eval_top1', 'eval_top1'), ('eval_cosine_cohesion', 'eval_cosine_cohesion')]:
+        assert [event.step for event in events.Scalars(name)] == [3, 6]
+        expected = [row[column] for row in run.summary()]
+        assert [event.value for event in events.Scalars(name)] == pytest.approx(expected)
+    (first, _) = events.Images('feature_map')
+    assert first.width > 100
+    assert not (run.folder / 'wandb').exists()
+
+
+def test_the_losses_of_updates_are_those_of_the_log(run_train):
+    """Their mean over an epoch, weighted by the images, is the mean in summary.csv."""
+    run = run_train('--synermix', '--log-with', 'tensorboard', '--synermix-batch', 'fixed', '--grad-accum-steps', '1')
+    events = EventAccumulator(str(run.folder / 'timm-synermix')).Reload()
+    for name in ('loss', 'intra_loss', 'inter_loss'):
+        values = [event.value for event in events.Scalars(f'update/{name}')]
+        assert np.mean(values) == pytest.approx(run.summary()[0][f'train_{name}'], rel=1e-6)
+
+
+def test_nothing_is_logged_unasked(run_train, monkeypatch):
+    monkeypatch.setattr(wandb, 'init', lambda **kwargs: pytest.fail('wandb was started'))
+    run = run_train('--synermix')
+    assert {path.name for path in run.folder.iterdir()} == {
+        'args.yaml', 'summary.csv', 'last.pth.tar', 'model_best.pth.tar', 'model_best.safetensors',
+        'checkpoint-0.pth.tar',
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ('name', 'message'), [('tensorbord', 'must be of .*tensorboard.*, got tensorbord'), ('mlflow', 'not installed')]
+)
+def test_unknown_trackers_are_refused(run_train, capsys, name, message, tmp_path):
+    with pytest.raises(SystemExit) as error:
+        run_train('--synermix', '--log-with', name)
+    assert error.value.code == 2
+    assert not (tmp_path / 'run').exists()
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_each_tracker_once():
+    assert tracker_names(Namespace(log_wandb=True, log_with=['tensorboard', 'wandb'])) == ['wandb', 'tensorboard']
+    assert tracker_names(Namespace(log_wandb=False, log_with=None)) == []
+
+
+# Cohesion in training
+
+
+def test_cohesion_of_the_evaluation_images(run_train, image_folder):
+    run = run_train('--synermix', '--crop-pct', '1.0')
+    model = timm.create_model('test_efficientnet', num_classes=4, checkpoint_path=str(run.folder / 'last.pth.tar'))
+    dataset = create_dataset('', root=str(image_folder), split='validation')
+    config = dict(mean=model.default_cfg['mean'], std=model.default_cfg['std'])
+    loader = create_loader(
+        dataset, (3, 32, 32), 4, num_workers=0, crop_pct=1.0, interpolation='bicubic', use_prefetcher=False, **config
+    )
+    metrics = cohesion_metrics(4, 256)
+    hook = FeatureHook(model.eval())
+    with torch.no_grad():
+        for x, y in loader:
+            metrics.update(hook(x)[1], y)
+    values = metrics.compute()
+    for name in METRIC_NAMES:
+        assert run.summary()[0][f'eval_{name}'] == pytest.approx(values[name].item(), rel=1e-3, nan_ok=True), name
+        assert run.results[0]['validation'][name] == pytest.approx(values[name].item(), rel=1e-3)
+
+
+def test_cohesion_is_of_the_model_whose_metrics_count(run_train, monkeypatch):
+    """Of the moving average, if there is one on the device."""
+    seen = []
+    original = train.evaluate
+
+    def spy(accelerator, model, *args, **kwargs):
+        hook = kwargs.get('feature_hook')
+        seen.append(None if hook is None else hook.model is model)
+        return original(accelerator, model, *args, **kwargs)
+
+    monkeypatch.setattr(train, 'evaluate', spy)
+    run_train('--synermix', '--model-ema')
+    assert seen == [None, True]
+    seen.clear()
+    run_train('--synermix', '--model-ema', '--model-ema-force-cpu', experiment='cpu')
+    assert seen == [True]
+
+
+@pytest.mark.parametrize('flags', [['--synermix'], ['--cohesion'], []])
+def test_cohesion_compiled_is_the_same_and_can_be_had_or_not(run_train, flags):
+    plain = run_train(*flags, experiment='plain').summary()[0]
+    assert ('eval_cdnv' in plain) == bool(flags)
+    compiled = run_train(*flags, '--torchcompile', 'eager', experiment='compiled').summary()[0]
+    assert compiled == pytest.approx(plain, rel=1e-5, nan_ok=True)
+    without = run_train(*flags, '--no-cohesion', experiment='without').summary()[0]
+    assert not any('cdnv' in name for name in without)
+    assert without == {name: value for name, value in plain.items() if name in without}  # nothing else changes
