@@ -25,8 +25,10 @@ from torch import Tensor
 
 from timm_synermix.candidates import Candidate, find_candidates
 from timm_synermix.cli import usage_errors
+from timm_synermix.devices import create_accelerator
 from timm_synermix.evaluate import CohesionMeter, evaluate
 from timm_synermix.evaluators import FeatureStore
+from timm_synermix.tracking import finite_or_none
 from timm_synermix.validate_args import check_args, create_parser, parse_args
 from timm_synermix.validate_build import (
     Built,
@@ -34,7 +36,6 @@ from timm_synermix.validate_build import (
     build_evaluator,
     build_loader,
     build_model,
-    create_accelerator,
 )
 from timm_synermix.validate_results import Outcome, compare_table, write_outcome_report, write_results
 
@@ -51,6 +52,10 @@ def main() -> None:
         if args.features_out and kind != 'single':
             raise ValueError(f'--features-out takes one checkpoint, got {len(candidates)}')
         accelerator = create_accelerator(args)
+        if args.retry and accelerator.num_processes > 1:
+            raise ValueError(f'--retry needs a single process, got {accelerator.num_processes}')
+        if not accelerator.is_main_process:
+            logging.getLogger().setLevel(logging.WARNING)
         if kind != 'single':
             build_dataset(candidates[0].args)  # does not wait for the first model to tell that it is not there
     outcomes = evaluate_all(accelerator, kind, candidates)
@@ -167,7 +172,7 @@ def report(args: argparse.Namespace, kind: str, outcomes: list[Outcome]) -> None
         _logger.info(f'Report: {write_outcome_report(args.report, outcomes)}')
     if args.compare:
         print(compare_table(outcomes))
-    print(f'--result\n{json.dumps(results, indent=4)}')
+    print(f'--result\n{json.dumps(finite_or_none(results), indent=4)}')
 
 
 if __name__ == '__main__':

@@ -62,7 +62,7 @@ def test_wandb_offline(run_train, caplog):
     run = run_train('--synermix', '--epochs', '2', *flags)
     history, info = wandb_records(run)
     assert (info['project'], info['tags']) == ('test', ['a'])
-    assert info["config"]["synermix"] is True
+    assert info['config']['synermix'] is True
     assert 'wandb sync' in caplog.text
 
     updates = [row for row in history if 'update/loss' in row]

@@ -23,6 +23,7 @@ from timm.task import (
 from timm.utils import NativeScaler
 from torch import nn
 
+from timm_synermix import devices
 from timm_synermix.checkpoint import output_root
 from timm_synermix.cli import mixup_active, mixup_kwargs, synermix_loader_kwargs, synermix_task_kwargs
 from timm_synermix.data import create_synermix_loader
@@ -46,27 +47,15 @@ def create_accelerator(args: argparse.Namespace) -> Accelerator:
     """
     for module in args.device_modules or ():
         importlib.import_module(module)
-    device = 'cpu' if parse_flag_from_env('ACCELERATE_USE_CPU') else args.device
-    kind, _, index = device.partition(':')
-    if kind == 'cuda' and not torch.cuda.is_available():
-        raise ValueError(f'--device {args.device}: there is no CUDA device here; --device cpu trains on the CPU')
-    if kind == 'cpu' and args.amp and args.amp_dtype == 'float16':
-        raise ValueError('--amp on the CPU needs --amp-dtype bfloat16, got float16 (which is the default)')
-    if kind == 'cpu' and args.sync_bn:
+    if args.sync_bn and args.device.startswith('cpu'):
         raise ValueError('--sync-bn needs a GPU, got --device cpu')
-    if index:
-        os.environ['ACCELERATE_TORCH_DEVICE'] = device
     _check_distribution(None)
-    precision = {'float16': 'fp16', 'bfloat16': 'bf16'}
-    accelerator = Accelerator(
-        cpu=kind == 'cpu',
-        mixed_precision=precision[args.amp_dtype] if args.amp else None,  # None leaves it to Accelerate's configuration
+    accelerator = devices.create_accelerator(
+        args,
         log_with=tracker_names(args) or None,
         project_dir=output_root(args),  # some trackers must have one now; the run's folder takes its place later
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=not args.no_ddp_bb)],
     )
-    if accelerator.device.type != kind:
-        raise ValueError(f'--device {args.device}: not available here, only {accelerator.device.type} is')
     _check_distribution(accelerator)
     if accelerator.gradient_accumulation_steps > 1:
         raise ValueError(

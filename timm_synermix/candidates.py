@@ -13,7 +13,7 @@ import timm
 import yaml
 from timm.utils import natural_key
 
-from timm_synermix.cli import _convert
+from timm_synermix.cli import convert_value
 from timm_synermix.models import check_weights_file
 
 _logger = logging.getLogger(__name__)
@@ -118,10 +118,12 @@ def _best_checkpoint(path: str) -> str:
 
 
 def _short_names(paths: list[str]) -> list[str]:
-    """The paths without the folder that they have in common."""
+    """The paths without what they have in common, at their start and at their end."""
     absolute = [os.path.abspath(path) for path in paths]
     if len(set(absolute)) < len(absolute):
         raise ValueError(f'--compare names a checkpoint twice: {" ".join(paths)}')
+    if len(absolute) > 1 and len({os.path.basename(path) for path in absolute}) == 1:
+        absolute = [os.path.dirname(path) for path in absolute]
     folder = os.path.commonpath([os.path.dirname(path) for path in absolute])
     return [os.path.relpath(path, folder) for path in absolute]
 
@@ -160,7 +162,7 @@ def _load_run_args(parser: argparse.ArgumentParser, path: str) -> dict[str, Any]
     for action in parser._actions:
         if action.dest in _FROM_RUN and action.dest in values:
             try:
-                values[action.dest] = _convert(action, values[action.dest])
+                values[action.dest] = convert_value(action, values[action.dest])
             except ValueError as error:
                 raise ValueError(f'{action.dest} in {path} {error}') from error
     return values

@@ -225,13 +225,13 @@ def _load_config(parser: argparse.ArgumentParser, path: str) -> dict[str, Any]:
             _logger.warning('--config: unknown key %r in %s is ignored.', key, path)
             continue
         try:
-            values[key] = _convert(actions[key], value)
+            values[key] = convert_value(actions[key], value)
         except ValueError as error:
             parser.error(f'--config: {key} in {path} {error}')
     return values
 
 
-def _convert(action: argparse.Action, value: Any) -> Any:
+def convert_value(action: argparse.Action, value: Any) -> Any:
     """Check a YAML value as argparse would check the flag; YAML 1.1 reads 3e-4 as text, so text may be a number."""
     if value is None:
         return action.default

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +11,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import parse_flag_from_env
 from timm.data import create_loader, resolve_input_data_config
 from timm.layers import apply_test_time_pool, set_fast_norm
 from timm.models import load_checkpoint
@@ -26,34 +24,6 @@ from timm_synermix.features import FeatureHook
 from timm_synermix.models import build_classifier
 
 _logger = logging.getLogger('validate')
-
-
-def create_accelerator(args: argparse.Namespace) -> Accelerator:
-    """Set up device, precision and distribution.
-
-    Raises:
-        ValueError: The device is not there, or cannot do what the flags ask of it.
-    """
-    device = 'cpu' if parse_flag_from_env('ACCELERATE_USE_CPU') else args.device
-    kind, _, index = device.partition(':')
-    if kind == 'cuda' and not torch.cuda.is_available():
-        raise ValueError(f'--device {args.device}: there is no CUDA device here; --device cpu runs on the CPU')
-    if kind == 'cpu' and args.amp and args.amp_dtype == 'float16':
-        raise ValueError('--amp on the CPU needs --amp-dtype bfloat16, got float16 (which is the default)')
-    if index:
-        os.environ['ACCELERATE_TORCH_DEVICE'] = device
-    precision = {'float16': 'fp16', 'bfloat16': 'bf16'}
-    accelerator = Accelerator(
-        cpu=kind == 'cpu',
-        mixed_precision=precision[args.amp_dtype] if args.amp else None,  # None leaves it to Accelerate's configuration
-    )
-    if accelerator.device.type != kind:
-        raise ValueError(f'--device {args.device}: not available here, only {accelerator.device.type} is')
-    if args.retry and accelerator.num_processes > 1:
-        raise ValueError(f'--retry needs a single process, got {accelerator.num_processes}')
-    if not accelerator.is_main_process:
-        logging.getLogger().setLevel(logging.WARNING)
-    return accelerator
 
 
 @dataclass

@@ -18,6 +18,7 @@ from timm_synermix.data import create_synermix_loader
 from timm_synermix.datasets import class_names
 from timm_synermix.examples import example_images
 from timm_synermix.metrics import METRIC_NAMES, cohesion_metrics
+from timm_synermix.tracking import finite_or_none
 
 # Arguments of timm's create_loader, and the flags of train.py that set them.
 _AUGMENTATION = {
@@ -53,7 +54,7 @@ def write_results(path: str, results: dict[str, Any] | list[dict[str, Any]], for
     """Write one row, or a list of them, as 'csv' with a header or as 'json'."""
     with open(path, 'w', newline='') as file:
         if format == 'json':
-            json.dump(results, file, indent=4)
+            json.dump(finite_or_none(results), file, indent=4)
             return
         rows = results if isinstance(results, list) else [results]
         columns = list(dict.fromkeys(name for row in rows for name in row))
