@@ -179,6 +179,8 @@ def build(args: argparse.Namespace, args_text: str) -> Run:
     saver = trackers = None
     if start_epoch >= stop_epoch:
         _logger.info(f'Nothing to do: {start_epoch} of {stop_epoch} epochs are done.')
+        if args.report:
+            _logger.warning(f'No report without training: validate.py --compare {output_folder(args)} --report DIR')
     elif args.rank == 0:
         args.experiment = experiment_name(args, data_config['input_size'][-1])
         saver = RunSaver(
@@ -391,6 +393,8 @@ def train_one_epoch(run: Run, epoch: int) -> dict[str, float]:
             loss = result['loss'] * batch_loss_scale(args, len(target)) / window
             accelerator.backward(loss, create_graph=second_order)
         meter.update(result, len(target))
+        if run.trackers is not None:
+            run.trackers.add_batch(result, len(target))
         samples, data_time = samples + len(target), data_time + waited
         if not update_due:
             continue
@@ -399,7 +403,7 @@ def train_one_epoch(run: Run, epoch: int) -> dict[str, float]:
         num_updates = epoch * run.updates_per_epoch + update + 1
         update_weights(run, num_updates)
         if run.trackers is not None:
-            run.trackers.add_update(num_updates, result, lr)
+            run.trackers.add_update(num_updates, lr)
         reported = progress.update(update, samples, data_time, meter, lr)
         if reported and run.trackers is not None:
             run.trackers.send_updates(progress.rate)

@@ -45,7 +45,14 @@ parser = create_parser()
 
 def main() -> None:
     setup_default_logging()
-    args, given = parse_args(parser)
+    try:
+        run(*parse_args(parser))
+    except KeyboardInterrupt:
+        sys.exit(130)  # the shell's code for SIGINT
+
+
+def run(args: argparse.Namespace, given: frozenset[str]) -> None:
+    """Evaluate what the flags ask for; given are the names of those that the user gave."""
     with usage_errors(parser):  # what a user got wrong ends here, in one line, with nothing written
         check_args(args)
         kind, candidates = find_candidates(parser, args, given)
@@ -75,14 +82,14 @@ def evaluate_all(accelerator: Accelerator, kind: str, candidates: list[Candidate
             _logger.info(f'{candidate.name} ({number} of {len(candidates)})')
         try:
             outcomes.append(evaluate_with_retry(accelerator, candidate, bulk))
-        except (ValueError, RuntimeError, AssertionError, OSError) as error:
+        except Exception as error:  # whatever it is, it must not lose the others
             if not bulk:
                 raise
             failed.append(candidate.name)
             _logger.error(f'{candidate.name} failed: {" ".join(str(error).split())}')
         except KeyboardInterrupt:
             if not outcomes:
-                sys.exit(130)  # the shell's code for SIGINT
+                raise
             _logger.warning(f'Interrupted; the results are those of {len(outcomes)} of {len(candidates)}.')
             break
     if failed:
@@ -161,8 +168,11 @@ def result_row(args: argparse.Namespace, metrics: dict[str, float], built: Built
 
 
 def report(args: argparse.Namespace, kind: str, outcomes: list[Outcome]) -> None:
-    """Write what the flags want written, and print the results."""
+    """Print the results, and write what the flags want written."""
     results = outcomes[0].row if kind == 'single' else [outcome.row for outcome in outcomes]
+    if args.compare:
+        print(compare_table(outcomes))
+    print(f'--result\n{json.dumps(finite_or_none(results), indent=4)}', flush=True)
     if args.results_file:
         write_results(args.results_file, results, args.results_format)
     if args.features_out:
@@ -170,9 +180,6 @@ def report(args: argparse.Namespace, kind: str, outcomes: list[Outcome]) -> None
         safetensors.torch.save_file(tensors, args.features_out)
     if args.report and outcomes:
         _logger.info(f'Report: {write_outcome_report(args.report, outcomes)}')
-    if args.compare:
-        print(compare_table(outcomes))
-    print(f'--result\n{json.dumps(finite_or_none(results), indent=4)}')
 
 
 if __name__ == '__main__':

@@ -71,7 +71,7 @@ def cohesion_in_one_process(state_dict, image_folder):
 @pytest.mark.parametrize(
     'extra',
     [
-        ['--mixup', '0.5', '--model-ema'],
+        ['--mixup', '0.5', '--model-ema', '--report'],
         ['--grad-accum-steps', '2', '--synermix-forward', 'fused', '--synermix-gather'],
         ['--manifold-mixup', '1', '--torchcompile', 'eager', '--synermix-batch', 'fixed', '--model-ema'],
         ['--cutmix', '1', '--synermix-singletons', 'bank', '--torchcompile', 'eager', '--grad-accum-steps', '2'],
@@ -98,6 +98,7 @@ def test_two_processes_train_one_model(image_folder, tmp_path, extra):
     correct = ranks[0]['metrics']['top1'] * 19 / 100
     assert correct == pytest.approx(round(correct), abs=1e-6)  # 19 images are counted, the sampler's 20th is not
     assert {path.name for path in (tmp_path / 'run').iterdir()} >= {'summary.csv', 'last.pth.tar'}
+    assert (tmp_path / 'run' / 'report' / 'report.html').exists() == ('--report' in extra)
 
 
 def test_two_machines_train_one_model(image_folder, tmp_path, free_port):

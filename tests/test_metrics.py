@@ -158,9 +158,9 @@ DEGENERATE = {
     InterClassDistance: (NAN, 'finite', 'finite', 0),
     MinInterClassDistance: (NAN, 'finite', 'finite', 0),
     FisherRatio: (0, float('inf'), float('inf'), NAN),
-    CDNV: (NAN, 0, 0, NAN),
+    CDNV: (NAN, 0, 0, float('inf')),
     CalinskiHarabasz: (NAN, NAN, float('inf'), NAN),
-    DaviesBouldin: (NAN, 0, 0, NAN),
+    DaviesBouldin: (NAN, 0, 0, float('inf')),
     NC1: (NAN, 0, 0, NAN),
     Silhouette: (NAN, NAN, 1, 0),
 }
@@ -183,6 +183,55 @@ def test_degenerate_sets(metric_class):
             assert 0 < value < float('inf')
         else:
             assert value == pytest.approx(expected, abs=1e-7, nan_ok=True)
+
+
+@pytest.mark.parametrize('metric_class', METRICS, ids=lambda m: m.__name__)
+def test_rounding_is_not_taken_for_a_spread(metric_class):
+    """Points whose sums are not exact: 0.1, a thousand times."""
+    target = torch.arange(3).repeat(1000)
+    apart = torch.tensor([[0.1, 0.7], [-0.3, 0.1], [1 / 3, 1000.1]])[target]
+    for feature, expected in ((apart, DEGENERATE[metric_class][2]), (0 * apart + 0.1, DEGENERATE[metric_class][3])):
+        metric = metric_class(4, 2)
+        for part in torch.arange(3000).split(7):
+            metric.update(feature[part], target[part])
+        value = metric.compute().item()
+        if expected != 'finite' and metric_class is not CosineCohesion:
+            assert value == pytest.approx(expected, abs=1e-7, nan_ok=True)
+            assert value == 0 or value in (1, float('inf')) or np.isnan(value)
+
+
+@pytest.mark.parametrize('spread', [1e-3, 1e-4, 1e-5])
+@pytest.mark.parametrize('metric_class', [NC1, CDNV, FisherRatio, DaviesBouldin, IntraClassDistance])
+def test_near_collapse(metric_class, spread):
+    """Where the spread is as small as float32 features can show it."""
+    generator = np.random.default_rng(1)
+    target = np.arange(2000) % 10
+    feature = generator.normal(size=(10, 16))[target] + spread * generator.normal(size=(2000, 16))
+    feature = feature.astype(np.float32)
+    expected = METRICS[metric_class](feature.astype(np.float64), target)
+    assert compute(metric_class(10, 16), feature, target).item() == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize('value', [np.nan, np.inf])
+@pytest.mark.parametrize('metric_class', METRICS, ids=lambda m: m.__name__)
+def test_a_feature_that_is_not_finite_ends_nothing(metric_class, value):
+    feature, target = example()
+    feature[7] = value
+    value = compute(metric_class(5, 6), feature, target).item()
+    if metric_class is MinInterClassDistance:  # the other classes may be nearer to each other
+        assert value != 0
+    else:
+        assert not np.isfinite(value)
+    assert compute(ClassTable(5, 6), feature, target)['count'].sum() == len(target)
+
+
+@pytest.mark.parametrize('metric_class', [InterClassDistance, MinInterClassDistance, CDNV, DaviesBouldin])
+def test_many_classes_a_few_rows_at_a_time(metric_class):
+    generator = np.random.default_rng(0)
+    target = np.arange(1200) % 600
+    feature = generator.normal(size=(1200, 3)).astype(np.float32)
+    expected = METRICS[metric_class](feature.astype(np.float64), target)
+    assert compute(metric_class(600, 3), feature, target).item() == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize('metric_class', METRICS, ids=lambda m: m.__name__)

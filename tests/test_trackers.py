@@ -110,6 +110,9 @@ def test_tensorboard(run_train):
         assert [event.step for event in events.Scalars(name)] == [3, 6]
         expected = [row[column] for row in run.summary()]
         assert [event.value for event in events.Scalars(name)] == pytest.approx(expected)
+    table = events.Tensors('classes/text_summary')[0].tensor_proto.string_val[0].decode()
+    assert table.splitlines()[0].startswith('| class | images | intra_class_distance |')
+    assert len(table.splitlines()) == 2 + 4
     (first, _) = events.Images('feature_map')
     assert first.width > 100
     assert not (run.folder / 'wandb').exists()
@@ -122,6 +125,26 @@ def test_the_losses_of_updates_are_those_of_the_log(run_train):
     for name in ('loss', 'intra_loss', 'inter_loss'):
         values = [event.value for event in events.Scalars(f'update/{name}')]
         assert np.mean(values) == pytest.approx(run.summary()[0][f'train_{name}'], rel=1e-6)
+
+
+def test_an_update_of_several_batches_has_their_mean(run_train):
+    """An epoch of three equal batches in windows of two and one."""
+    flags = ['--synermix', '--synermix-batch', 'fixed', '--log-with', 'tensorboard', '--grad-accum-steps', '2']
+    run = run_train(*flags, '--lr', '0', '--warmup-epochs', '0')
+    events = EventAccumulator(str(run.folder / 'timm-synermix')).Reload()
+    first, second = (event.value for event in events.Scalars('update/loss'))
+    assert (2 * first + second) / 3 == pytest.approx(run.summary()[0]['train_loss'], rel=1e-6)
+
+
+def test_a_tracker_that_cannot_start_is_one_line(run_train, monkeypatch, capsys):
+    def init(**kwargs):
+        raise wandb.errors.UsageError('No API key configured.')
+
+    monkeypatch.setattr(wandb, 'init', init)
+    with pytest.raises(SystemExit) as error:
+        run_train('--synermix', '--log-wandb')
+    assert error.value.code == 2
+    assert 'the trackers wandb cannot be started: No API key configured.' in capsys.readouterr().err
 
 
 def test_nothing_is_logged_unasked(run_train, monkeypatch):

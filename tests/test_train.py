@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import sys
 
 import pytest
@@ -582,3 +583,46 @@ def test_augmented_copies_are_averaged_in_evaluation():
 def test_repeated_augmentation_goes_on_without_synermix(run_train):
     flags = ['--synermix', '--aug-repeats', '3', '--synermix-off-epoch', '1', '--epochs', '2', '-b', '32']
     assert len(run_train(*flags).summary()) == 2
+
+
+def test_a_resume_with_more_columns_keeps_them_all(run_train):
+    run_train('--synermix', '--no-cohesion')
+    rows = run_train('--synermix', '--resume', 'auto', '--epochs', '2').summary()
+    assert rows[0].keys() == rows[1].keys()
+    assert math.isnan(rows[0]['eval_cdnv'])
+    assert rows[1]['eval_cdnv'] > 0
+    assert [row['epoch'] for row in rows] == [0, 1]
+    assert rows[0]['eval_loss'] > 0
+
+
+def test_a_diverged_run_is_measured_and_saved(run_train):
+    run = run_train('--synermix', '--opt', 'sgd', '--lr', '1e20', '--warmup-epochs', '0')
+    assert math.isnan(run.summary()[0]['eval_nc1'])
+    assert (run.folder / 'last.pth.tar').exists()
+
+
+@pytest.mark.parametrize(
+    ('flags', 'rows'),
+    [
+        (['--synermix', '--mixup', '1', '--mixup-off-epoch', '1', '--epochs', '2'], ['clean', 'augmented', 'mixed']),
+        (['--mixup', '1'], ['mixed']),
+        (['--no-prefetcher'], ['augmented']),
+    ],
+)
+def test_report_at_the_end(run_train, monkeypatch, flags, rows):
+    examples = {}
+    original = train.example_images
+    monkeypatch.setattr(train, 'example_images', lambda *args: examples.update(original(*args)) or examples)
+    run = run_train('--report', *flags)
+    text = (run.folder / 'report' / 'report.html').read_text()
+    assert list(examples) == rows
+    for name in ('Comparison', 'Training curves', 'Feature maps', 'Examples', 'lone'):
+        assert name in text
+    assert len({images.numpy().tobytes() for images in examples.values()}) == len(rows)  # each row shows another thing
+    assert all(images.min() >= 0 and images.max() <= 1 for images in examples.values())
+
+
+def test_no_report_of_a_finished_run(run_train, caplog):
+    run_train('--synermix')
+    run_train('--synermix', '--resume', 'auto', '--report')
+    assert 'No report without training: validate.py --compare ' in caplog.text

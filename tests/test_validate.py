@@ -183,11 +183,13 @@ def test_a_folder_of_checkpoints(run, image_folder, weights, tmp_path):
 
 def test_a_checkpoint_that_fails_does_not_stop_the_others(run, weights, tmp_path, caplog):
     (tmp_path / 'bad.pth').write_bytes(b'no checkpoint')
+    (tmp_path / 'cut.safetensors').write_bytes(b'\xff' * 20)
+    torch.save(5, tmp_path / 'five.pth')
     (tmp_path / 'good.pth').symlink_to(weights / 'plain.pth')
     (tmp_path / 'notes.txt').write_text('no checkpoint either')
     rows = run(*VIT, '--checkpoint', tmp_path)
     assert [row['checkpoint'] for row in rows] == [str(tmp_path / 'good.pth')]
-    assert '1 of 2 could not be evaluated: bad.pth' in caplog.text
+    assert '3 of 4 could not be evaluated: bad.pth, cut.safetensors, five.pth' in caplog.text
 
     (tmp_path / 'good.pth').unlink()
     with pytest.raises(SystemExit) as error:
@@ -494,7 +496,9 @@ def test_two_processes_give_the_numbers_of_one(run, weights, tmp_path):
     flags = [*VIT, '--data-dir', images, '--checkpoint', weights / 'plain.pth', '--metrics-avg', 'macro']
     flags += ['--device', 'cpu', '-j', '0', '-b', '2', '--features-out']
     one = run(*flags, tmp_path / 'one.safetensors')
-    two = launch(*TORCHRUN, ROOT / 'validate.py', *flags, tmp_path / 'two.safetensors')
+    report = ['--report', tmp_path / 'report']
+    two = launch(*TORCHRUN, ROOT / 'validate.py', *flags, tmp_path / 'two.safetensors', *report)
+    assert (tmp_path / 'report' / 'report.html').exists()
     exact = [name for name in one if name not in ('loss', *COHESION)]
     assert {name: two[name] for name in exact} == {name: one[name] for name in exact}
     assert {name: two[name] for name in COHESION} == pytest.approx({name: one[name] for name in COHESION}, rel=1e-5)

@@ -13,6 +13,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from timm.models import safe_model_name
 from timm.task import TrainingTask, load_task_ema_checkpoint, resume_task_checkpoint
 from timm.utils import (
@@ -70,7 +71,10 @@ def load_errors(what: str) -> Iterator[None]:
     """Turn an error of loading a file of weights into a ValueError: what, and the first line of the reason."""
     try:
         yield
-    except (RuntimeError, ValueError, KeyError, EOFError, UnpicklingError) as error:
+    except (
+        *(RuntimeError, ValueError, KeyError, EOFError, UnpicklingError),
+        *(SafetensorError, AttributeError, TypeError),  # of a file that holds something else
+    ) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f'{what}: {reason}') from error
 

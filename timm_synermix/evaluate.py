@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from timm.task import ClassificationEvaluator, evaluation_sample_limit
 from torch import Tensor, nn
@@ -49,21 +50,28 @@ class CohesionMeter:
         # float64 keeps large sums exact; Apple's GPUs have none
         self.device = torch.device('cpu' if torch.device(device).type == 'mps' else device)
         self.drawn_classes = torch.linspace(0, num_classes - 1, min(num_drawn, num_classes)).long()
+        self._feature_dim = 0
         self._metrics: MetricCollection | None = None
         self._drawn: list[tuple[Tensor, Tensor]] = []
 
     def update(self, feature: Tensor, target: Tensor) -> None:
         """Add features `[N, D]` and targets `[N]`; N may be 0."""
         if self._metrics is None:  # the first batch tells how long a feature is
-            self._metrics = cohesion_metrics(self.num_classes, feature.shape[1]).to(self.device)
+            self._feature_dim = feature.shape[1]
+            self._metrics = cohesion_metrics(self.num_classes, self._feature_dim).to(self.device)
         self._metrics.update(feature, target)
         drawn = torch.isin(target, self.drawn_classes.to(target.device))
         self._drawn.append((feature[drawn].float().cpu(), target[drawn].cpu()))
 
     def compute(self) -> Cohesion:
         """The metrics over all processes, and features of this one; every process must call it."""
+        if dist.is_available() and dist.is_initialized():  # a process may have had nothing to read from a stream
+            lengths: list[int] = [0] * dist.get_world_size()
+            dist.all_gather_object(lengths, self._feature_dim)
+            if self._metrics is None and max(lengths):
+                self.update(torch.empty(0, max(lengths)), torch.empty(0, dtype=torch.int64))
         if self._metrics is None:
-            raise ValueError('the cohesion of no image at all was asked for')
+            raise ValueError('there were no images to measure the cohesion of')
         values = {name: metric.compute() for name, metric in self._metrics.items(keep_base=True, copy_state=False)}
         # torchmetrics makes scalars of tensors with one element
         table = {name: value.reshape(-1) for name, value in values.pop('class_table').items()}

@@ -133,12 +133,14 @@ class FeatureStore:
 
     def gather(self, loader: Any) -> tuple[Tensor, Tensor]:
         """Features float32 `[N, D]` and targets int64 `[N]` of all processes; every process must call it."""
-        features, targets = (torch.cat(parts) for parts in zip(*self._batches, strict=True))
+        batches = self._batches or [(torch.empty(0, 0), torch.empty(0, dtype=torch.int64))]
+        features, targets = (torch.cat(parts) for parts in zip(*batches, strict=True))
         if not (dist.is_available() and dist.is_initialized()):
             return features, targets
         limit = evaluation_sample_limit(loader)
         index = list(loader.sampler)[:limit] if limit is not None else [0] * len(targets)  # a stream has no order
         parts = gather_object([(features, targets, torch.tensor(index, dtype=torch.int64))])
+        parts = [part for part in parts if len(part[1])]
         features, targets, order = (torch.cat(part) for part in zip(*parts, strict=True))
         order = order.argsort(stable=True)
         return features[order], targets[order]

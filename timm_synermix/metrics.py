@@ -7,7 +7,7 @@ clean images, over a whole evaluation set: the class means of few images are bia
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.utilities import dim_zero_cat
+
+_ROUNDING = 1e-13  # relative error that float64 sums are given; float32 features differ by 1e-7 or not at all
 
 
 class _ClassMetric(Metric):
@@ -84,14 +86,18 @@ class _ClassMoments(_ClassMetric):
         present = self.count > 0
         count = self.count[present]
         mean = self.sum[present] / count[:, None]
-        variance = self.square[present] / count - mean.square().sum(1)
-        return count, mean, variance.clamp(min=0)
+        size = self.square[present] / count
+        variance = size - mean.square().sum(1)
+        # The difference of two nearly equal sums: what rounding may have left is nothing.
+        return count, mean, torch.where(variance <= _ROUNDING * size, 0.0, variance)
 
     def _scatters(self) -> tuple[Tensor, Tensor]:
         """Traces of the scatter within and between classes: sums of squared distances, over images."""
         count, mean, variance = self._present()
         center = (count[:, None] * mean).sum(0) / count.sum()
-        return (count * variance).sum(), (count * (mean - center).square().sum(1)).sum()
+        apart = (mean - center).square().sum(1)
+        apart = torch.where(apart <= _ROUNDING**2 * mean.square().sum(1), 0.0, apart)
+        return (count * variance).sum(), (count * apart).sum()
 
 
 class IntraClassDistance(_ClassMoments):
@@ -149,7 +155,9 @@ class InterClassDistance(_ClassMoments):
 
     def compute(self) -> Tensor:
         """The distance, float64 scalar; NaN with fewer than two classes."""
-        return torch.nn.functional.pdist(self._present()[1]).mean()
+        mean = self._present()[1]
+        total = sum((distance.sum() for _, distance in _distance_rows(mean)), mean.new_zeros(()))
+        return total / (len(mean) * (len(mean) - 1)) if len(mean) > 1 else mean.new_tensor(torch.nan)
 
 
 class MinInterClassDistance(_ClassMoments):
@@ -159,8 +167,10 @@ class MinInterClassDistance(_ClassMoments):
 
     def compute(self) -> Tensor:
         """The distance, float64 scalar; NaN with fewer than two classes."""
-        distance = torch.nn.functional.pdist(self._present()[1])
-        return distance.min() if len(distance) else distance.mean()
+        mean = self._present()[1]
+        if len(mean) < 2:
+            return mean.new_tensor(torch.nan)
+        return torch.stack([_others(row, distance).min() for row, distance in _distance_rows(mean)]).min()
 
 
 class FisherRatio(_ClassMoments):
@@ -185,7 +195,8 @@ class CDNV(_ClassMoments):
     """Class-distance normalised variance: the spread of two classes over the distance of their means.
 
     `mean_{a < b} (v_a + v_b) / (2 |mu_a - mu_b|^2)`, v the mean squared distance to the class mean. In `[0, inf]`;
-    lower is tighter and further apart, 0 at neural collapse. Free of the scale of the features.
+    lower is tighter and further apart, 0 at neural collapse, infinite if two classes have the same mean. Free of the
+    scale of the features.
 
     Source: Galanti, György and Hutter, On the Role of Neural Collapse in Transfer Learning (2021, arXiv 2112.15121).
     """
@@ -195,9 +206,13 @@ class CDNV(_ClassMoments):
     def compute(self) -> Tensor:
         """The mean over pairs of classes, float64 scalar; NaN with fewer than two classes."""
         _, mean, variance = self._present()
-        first, second = torch.triu_indices(len(mean), len(mean), 1, device=mean.device)
-        distance = torch.nn.functional.pdist(mean)
-        return ((variance[first] + variance[second]) / (2 * distance.square())).mean()
+        if len(mean) < 2:
+            return mean.new_tensor(torch.nan)
+        total = mean.new_zeros(())
+        for row, distance in _distance_rows(mean):
+            ratio = (variance[row, None] + variance) / (2 * _others(row, distance).square())
+            total += torch.where(distance > 0, ratio, _others(row, torch.full_like(distance, torch.inf), 0.0)).sum()
+        return total / (len(mean) * (len(mean) - 1))
 
 
 class CalinskiHarabasz(_ClassMoments):
@@ -224,7 +239,8 @@ class DaviesBouldin(_ClassMoments):
 
     `mean_a max_{b != a} (s_a + s_b) / |mu_a - mu_b|` over classes, s the root mean square distance to the class mean.
     In `[0, inf]`; lower is tighter and further apart. scikit-learn takes the mean distance for s (q = 1 in the paper),
-    which cannot be had in one pass; this is q = 2, never lower than scikit-learn's.
+    which cannot be had in one pass; this is q = 2, never lower than scikit-learn's. Infinite if two classes have the
+    same mean, which scikit-learn leaves out.
 
     Source: Davies and Bouldin (1979).
     """
@@ -236,9 +252,11 @@ class DaviesBouldin(_ClassMoments):
         _, mean, variance = self._present()
         if len(mean) < 2:
             return mean.new_tensor(torch.nan)
-        spread = variance.sqrt()
-        overlap = (spread[:, None] + spread) / _distances(mean)
-        return overlap.fill_diagonal_(0).max(1).values.mean()
+        spread, worst = variance.sqrt(), []
+        for row, distance in _distance_rows(mean):
+            overlap = torch.where(distance > 0, (spread[row, None] + spread) / distance, torch.inf)
+            worst.append(_others(row, overlap, 0.0).max(1).values)
+        return torch.cat(worst).mean()
 
 
 class NC1(_ClassMetric):
@@ -263,22 +281,18 @@ class NC1(_ClassMetric):
 
     def update(self, feature: Tensor, target: Tensor) -> None:
         """Add features `[N, D]`, any floating dtype, and their classes, int64 `[N]` in `[0, num_classes)`."""
-        exact, target = self._check(feature, target)
+        feature, target = self._check(feature, target)
         self.count.index_add_(0, target, torch.ones_like(target, dtype=torch.float64))
-        self.sum.index_add_(0, target, exact)
-        # The products are the only cost that counts. In the features' own precision they are cheap, and exact enough
-        # about the batch's mean; what the mean adds is added in float64.
-        mean = exact.mean(0) if len(exact) else exact.sum(0)
-        centered = (exact - mean).to(torch.promote_types(feature.dtype, torch.float32))
-        rest = (exact - mean).sum(0)
-        self.product += (centered.T @ centered).double()
-        self.product += torch.outer(len(exact) * mean + rest, mean) + torch.outer(mean, rest)
+        self.sum.index_add_(0, target, feature)
+        self.product += feature.T @ feature  # in float64: near collapse, little is left of it
 
     def compute(self) -> Tensor:
         """The ratio, float64 scalar; NaN with fewer than two classes, or if all class means are the same."""
         present = self.count > 0
         count = self.count[present]
         mean = self.sum[present] / count[:, None]
+        if not (self.product.isfinite().all() and mean.isfinite().all()):
+            return mean.new_tensor(torch.nan)
         _, scale, directions = torch.linalg.svd(mean - mean.mean(0), full_matrices=False)
         rounding = max(mean.shape) * torch.finfo(torch.float64).eps * mean.norm(dim=1).amax() if len(mean) else 0
         kept = scale[: max(0, len(mean) - 1)] > rounding  # K points span K - 1 directions
@@ -287,7 +301,8 @@ class NC1(_ClassMetric):
         scale, directions = scale[: len(kept)][kept], directions[: len(kept)][kept]
         along = directions @ mean.T  # [R, K]
         total = (directions @ self.product * directions).sum(1) / count.sum()
-        within = (total - (along.square() * count).sum(1) / count.sum()).clamp(min=0)
+        within = total - (along.square() * count).sum(1) / count.sum()
+        within = torch.where(within <= _ROUNDING * total, 0.0, within)
         return (within * len(count) / scale.square()).sum() / len(count)
 
 
@@ -351,7 +366,7 @@ class Silhouette(_ClassMetric):
         if not len(self.priority):
             return self.count.new_tensor(torch.nan)
         feature, target, _ = self._sample()
-        if not 2 <= len(target.unique()) < len(target):
+        if not 2 <= len(target.unique()) < len(target) or not feature.isfinite().all():
             return self.count.new_tensor(torch.nan)
         return self.count.new_tensor(silhouette_score(feature.cpu().numpy(), target.cpu().numpy()))
 
@@ -376,15 +391,24 @@ class ClassTable(_ClassMoments):
         table['cosine_cohesion'][present] = self.direction[present].norm(dim=1) / count
         table['nearest_class'] = torch.full_like(self.count, -1, dtype=torch.int64)
         if len(present) > 1:
-            nearest = _distances(mean).fill_diagonal_(torch.inf).min(1)
-            table['nearest_class'][present] = present[nearest.indices]
-            table['nearest_class_distance'][present] = nearest.values
+            for row, distance in _distance_rows(mean):
+                nearest = _others(row, distance).min(1)
+                table['nearest_class'][present[row]] = present[nearest.indices]
+                table['nearest_class_distance'][present[row]] = nearest.values
         return {**table, 'count': self.count.clone()}
 
 
-def _distances(mean: Tensor) -> Tensor:
-    """Euclidean distances `[K, K]` of all pairs, without the cancellation of a matrix product."""
-    return torch.cdist(mean, mean, compute_mode='donot_use_mm_for_euclid_dist')
+def _distance_rows(mean: Tensor, size: int = 256) -> Iterator[tuple[Tensor, Tensor]]:
+    """Euclidean distances of points `[K, D]`, a few of the K rows at a time: their indices `[R]`, and `[R, K]`."""
+    rounding = _ROUNDING * mean.norm(dim=1).nan_to_num(posinf=0).amax() if len(mean) else 0.0
+    for row in torch.arange(len(mean), device=mean.device).split(size):
+        distance = torch.cdist(mean[row], mean, compute_mode='donot_use_mm_for_euclid_dist')
+        yield row, torch.where(distance <= rounding, 0.0, distance)
+
+
+def _others(row: Tensor, values: Tensor, own: float = torch.inf) -> Tensor:
+    """Rows of pairwise values `[R, K]`, with another value for a class and itself."""
+    return values.scatter(1, row[:, None], own)
 
 
 # The metrics that are one number, tightness first; silhouette and NC1 share nothing with the others.

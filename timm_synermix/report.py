@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,9 +17,6 @@ from torch import Tensor
 from timm_synermix import plots
 from timm_synermix.metrics import ClassTable, cohesion_metrics
 from timm_synermix.page import Pictures, format_number, html_grid, html_table, render
-
-if TYPE_CHECKING:
-    pass
 
 _logger = logging.getLogger('validate')
 
@@ -152,7 +149,7 @@ def _read_summary(path: str) -> dict[str, list[float]]:
     try:
         with open(path, newline='', encoding='utf-8') as file:
             rows = list(csv.DictReader(file, restval='', restkey='rest'))
-    except OSError as error:
+    except (OSError, UnicodeError, csv.Error) as error:
         _logger.warning('The report lacks the training curves of %s: %s', path, error)
         return {}
 
@@ -204,7 +201,9 @@ def _feature_maps(evaluated: Sequence[Evaluated], class_names: Sequence[str] | N
 def _class_table(one: Evaluated) -> dict[str, Tensor]:
     """`ClassTable` of a checkpoint, with as many classes as it has targets for."""
     metric = ClassTable(
-        num_classes=int(one.targets.max()) + 1 if len(one.targets) else 1, feature_dim=one.features.shape[1]
+        num_classes=int(one.targets.max()) + 1 if len(one.targets) else 1,
+        feature_dim=one.features.shape[1],
+        sync_on_compute=False,  # one process writes the report
     )
     metric.update(one.features, one.targets)
     # torchmetrics makes scalars of tensors with one element

@@ -54,6 +54,8 @@ class RunTrackers:
         self, accelerator: Accelerator, args: argparse.Namespace, folder: str, resume_from: str | None
     ) -> None:
         self._waiting: list[tuple[int, dict[str, Tensor], float]] = []
+        self._window: dict[str, Tensor] = {}  # sums of the losses since the last update
+        self._images = 0
         self.trackers: list[Any] = []
         if not accelerator.log_with:
             return
@@ -63,7 +65,10 @@ class RunTrackers:
         if 'wandb' in names:
             init_kwargs['wandb'] = _wandb_arguments(args, folder, resume_from)
         config = {name: value for name, value in vars(args).items() if isinstance(value, (str, int, float))}
-        accelerator.init_trackers(args.wandb_project or 'timm-synermix', config=config, init_kwargs=init_kwargs)
+        try:
+            accelerator.init_trackers(args.wandb_project or 'timm-synermix', config=config, init_kwargs=init_kwargs)
+        except Exception as error:  # each tracker has errors of its own
+            raise ValueError(f'the trackers {", ".join(names)} cannot be started: {error}') from error
         self.trackers = accelerator.trackers
         for tracker in self.trackers:
             if tracker.name == 'wandb':
@@ -73,10 +78,19 @@ class RunTrackers:
                     path = os.path.dirname(tracker.run.dir)
                     _logger.info(f'Weights & Biases logs offline. To upload: wandb sync {path}')
 
-    def add_update(self, update: int, result: Mapping[str, Tensor], lr: float) -> None:
-        """Note the losses of an update, on this process."""
+    def add_batch(self, result: Mapping[str, Tensor], count: int) -> None:
+        """Note the losses of a batch of count images, on this process."""
         if self.trackers:
-            self._waiting.append((update, {name: v.detach() for name, v in result.items() if v.ndim == 0}, lr))
+            for name, value in result.items():
+                if value.ndim == 0:
+                    self._window[name] = self._window.get(name, 0.0) + value.detach() * count
+            self._images += count
+
+    def add_update(self, update: int, lr: float) -> None:
+        """Note an update: its losses are the mean over the images since the one before."""
+        if self.trackers:
+            self._waiting.append((update, {name: value / self._images for name, value in self._window.items()}, lr))
+            self._window, self._images = {}, 0
 
     def send_updates(self, images_per_second: float) -> None:
         """Send what add_update noted, in one wait for the device; the rate goes with the last update."""
@@ -107,6 +121,7 @@ class RunTrackers:
                 tracker.log_images({'feature_map': [picture]})
             elif tracker.name == 'tensorboard':
                 tracker.log_images({'feature_map': picture[None]}, step=update, dataformats='NHWC')
+                tracker.log({'classes': markdown(*class_rows_of_table(cohesion.table, class_names))}, step=update)
 
     def _log(self, values: dict[str, Any], update: int) -> None:
         for tracker in self.trackers:
@@ -132,6 +147,14 @@ def class_rows_of_table(
             row += ['' if nearest < 0 else class_name(nearest, class_names), values['nearest_class_distance'][c]]
             rows.append(row)
     return columns, rows
+
+
+def markdown(columns: list[str], rows: list[list[Any]]) -> str:
+    """A table as Markdown."""
+    cells = [
+        [f'{cell:.4g}' if isinstance(cell, float) else str(cell).replace('|', '\\|') for cell in row] for row in rows
+    ]
+    return '\n'.join('| ' + ' | '.join(row) + ' |' for row in [columns, ['---'] * len(columns), *cells])
 
 
 def _wandb_arguments(args: argparse.Namespace, folder: str, resume_from: str | None) -> dict[str, Any]:

@@ -145,22 +145,25 @@ def summary_row(
 def append_summary(path: str, row: Mapping[str, float]) -> None:
     """Append a row to summary.csv under its header; the header of a new file is the row's.
 
-    A column the file does not have is left out with a warning, one that the row lacks stays empty: the intra-class loss
-    ends with --synermix-off-epoch.
+    A column that the row lacks stays empty: the intra-class loss ends with --synermix-off-epoch. One that the file
+    lacks, as after a resume with --cohesion, is added to it, empty in the rows so far.
     """
+    rows: list[dict[str, Any]] = []
     names = list(row)
-    exists = os.path.exists(path) and os.path.getsize(path) > 0
-    if exists:
+    if os.path.exists(path) and os.path.getsize(path) > 0:
         with open(path, newline='') as file:
-            names = next(csv.reader(file))
-        missing = set(row) - set(names)
-        if missing:
-            _logger.warning('%s has no column for %s.', path, ', '.join(sorted(missing)))
-    with open(path, 'a', newline='') as file:
-        writer = csv.DictWriter(file, fieldnames=names, extrasaction='ignore')
-        if not exists:
-            writer.writeheader()
-        writer.writerow(row)
+            reader = csv.DictReader(file)
+            rows, names = list(reader), list(reader.fieldnames or ())
+        if set(row) <= set(names):
+            with open(path, 'a', newline='') as file:
+                csv.DictWriter(file, names).writerow(row)
+            return
+        names += [name for name in row if name not in names]
+    with open(path + '.tmp', 'w', newline='') as file:
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        writer.writerows([*rows, row])
+    os.replace(path + '.tmp', path)
 
 
 def print_results(results: list[dict[str, Any]], metric: str, decreasing: bool) -> None:

@@ -240,8 +240,13 @@ def _check_files(args: argparse.Namespace) -> None:
         path = getattr(args, name)
         if path and not os.path.isdir(os.path.dirname(path) or '.'):
             raise ValueError(f"{flag(name)} must be in a folder that exists, got '{path}'")
-    if args.report and os.path.exists(args.report) and not os.path.isdir(args.report):
-        raise ValueError(f"--report must be a folder, got the file '{args.report}'")
+        if path and os.path.isdir(path):
+            raise ValueError(f"{flag(name)} must be a file, got the folder '{path}'")
+    if args.report:
+        try:
+            os.makedirs(args.report, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"--report must be a folder to write to, got '{args.report}': {error.strerror}") from error
 
 
 def flag(dest: str) -> str:
