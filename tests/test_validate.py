@@ -259,6 +259,21 @@ def test_what_a_run_says_of_its_model_and_images(run, image_folder, weights, tmp
     assert row['loss'] == reference(image_folder, folder / 'last.pth.tar', crop_pct=0.9)[0]['loss']
 
 
+def test_a_run_is_evaluated_as_it_evaluated_itself(run, monkeypatch, weights, tmp_path):
+    """At the image size and crop of training, where a model has others for tests; --use-train-size says so elsewhere."""
+    seen = []
+    original = validate_build.resolve_input_data_config
+
+    def spy(*args, **kwargs):
+        seen.append(kwargs['use_test_size'])
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(validate_build, 'resolve_input_data_config', spy)
+    run('--checkpoint', make_run(tmp_path / 'run', weights) / 'last.pth.tar')
+    run(*VIT, '--checkpoint', weights / 'plain.pth')
+    assert seen == [False, True]
+
+
 def test_compare(monkeypatch, capsys, image_folder, weights, tmp_path):
     a, b = make_run(tmp_path / 'a', weights), make_run(tmp_path / 'longer-than-most', weights, crop_pct=1.0)
     paths = [f'{a}/', b, b / 'last.pth.tar']

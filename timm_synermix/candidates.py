@@ -137,6 +137,8 @@ def _from_checkpoint(
     taken = {key: run_args[key] for key in sorted(_FROM_RUN - given) if run_args.get(key)}
     if given & {'img_size', 'input_size'}:  # either says all about the size
         taken = {key: value for key, value in taken.items() if key not in ('img_size', 'input_size')}
+    if run_args and 'use_train_size' not in given:
+        taken['use_train_size'] = True  # as in the run's own evaluations; timm's default is a model's size for tests
     if taken:
         _logger.info(f'{name}: from its args.yaml, ' + ', '.join(f'{key} {value}' for key, value in taken.items()))
     summary = os.path.join(folder, 'summary.csv')
