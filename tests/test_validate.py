@@ -260,7 +260,7 @@ def test_what_a_run_says_of_its_model_and_images(run, image_folder, weights, tmp
 
 
 def test_a_run_is_evaluated_as_it_evaluated_itself(run, monkeypatch, weights, tmp_path):
-    """At the image size and crop of training, where a model has others for tests; --use-train-size says so elsewhere."""
+    """At the image size and crop of training, where a model has others for tests."""
     seen = []
     original = validate_build.resolve_input_data_config
 
