@@ -29,7 +29,7 @@ from timm_synermix.devices import create_accelerator
 from timm_synermix.evaluate import CohesionMeter, evaluate
 from timm_synermix.evaluators import FeatureStore
 from timm_synermix.tracking import finite_or_none
-from timm_synermix.validate_args import check_args, create_parser, parse_args
+from timm_synermix.validate_args import check_args, create_folder, create_parser, parse_args
 from timm_synermix.validate_build import (
     Built,
     build_dataset,
@@ -65,6 +65,8 @@ def run(args: argparse.Namespace, given: frozenset[str]) -> None:
             logging.getLogger().setLevel(logging.WARNING)
         if kind != 'single':
             build_dataset(candidates[0].args)  # does not wait for the first model to tell that it is not there
+        if args.report:
+            create_folder('--report', args.report)
     outcomes = evaluate_all(accelerator, kind, candidates)
     if accelerator.is_main_process:
         report(args, kind, outcomes)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from argparse import Namespace
 
 import numpy as np
@@ -40,10 +41,12 @@ def wandb_messages(path):
 def wandb_records(run):
     """The rows of history, in order, and the id and configuration of the only offline run of a folder."""
     (path,) = (run.folder / 'wandb').glob('offline-run-*/run-*.wandb')
+    deadline, records = time.time() + 20, []
+    while not any(record.WhichOneof('record_type') == 'exit' for record in records) and time.time() < deadline:
+        time.sleep(0.05)  # a process of its own writes the file
+        records = [Record.FromString(message) for message in wandb_messages(path)]
     history, info = [], {}
-    for message in wandb_messages(path):
-        record = Record()
-        record.ParseFromString(message)
+    for record in records:
         kind = record.WhichOneof('record_type')
         if kind == 'history':
             items = record.history.item

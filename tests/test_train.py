@@ -15,6 +15,7 @@ from torch import nn
 
 import train
 from timm_synermix import SynerMixTask, build
+from timm_synermix.metrics import METRIC_NAMES
 
 FILES = {
     'args.yaml',
@@ -48,7 +49,8 @@ def test_files_and_result_are_timm_s(run_train, flags):
     assert {path.name for path in run.folder.iterdir()} == FILES
     (row,) = run.summary()
     extra = ['train_intra_loss', 'train_inter_loss'] if '--synermix' in flags else []
-    assert list(row) == TIMM_COLUMNS + extra
+    cohesion = [f'eval_{name}' for name in METRIC_NAMES] if '--synermix' in flags else []
+    assert list(row) == TIMM_COLUMNS + extra + cohesion
     (result,) = run.results
     assert result['epoch'] == 0
     assert result['validation']['top1'] == row['eval_top1']
@@ -311,7 +313,7 @@ def test_synermix_and_mixup_can_be_turned_off(run_train, monkeypatch):
     run = run_train(*flags)
     assert list(dict.fromkeys(shapes)) == [(2, True), (1, True), (1, False)]
     header, *rows = (run.folder / 'summary.csv').read_text().split()
-    assert header.endswith('lr,train_intra_loss,train_inter_loss')
+    assert 'lr,train_intra_loss,train_inter_loss,' in header
     assert [row.split(',')[6] == '' for row in rows] == [False, True, True]
 
 
@@ -388,7 +390,10 @@ BAD = {
     'loss name': (['--loss', 'mse'], "Unknown loss type 'mse'"),
     'sched': (['--sched', 'linear'], "Unknown scheduler 'linear'"),
     'eval metric': (['--eval-metric', 'f1'], '--eval-metric must be one of loss, top1, top5, got f1'),
-    'layer': (['--manifold-mixup', '1', '--manifold-mixup-layers', 'layer1'], '--manifold-mixup-layers: layers: this'),
+    'layer': (
+        ['--manifold-mixup', '1', '--manifold-mixup-layers', 'layer1'],
+        '--manifold-mixup: layers: this model has no',
+    ),
     'checkpointing': (['--manifold-mixup', '1', '--grad-checkpointing'], 'alone with gradient checkpointing'),
     'two mixers': (['--manifold-mixup', '1', '--mixup', '1'], '--manifold-mixup and --mixup or --cutmix cannot be'),
     'mode': (['--manifold-mixup', '1', '--mixup-mode', 'elem'], '--manifold-mixup and --mixup-mode elem cannot be'),

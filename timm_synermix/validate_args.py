@@ -242,11 +242,14 @@ def _check_files(args: argparse.Namespace) -> None:
             raise ValueError(f"{flag(name)} must be in a folder that exists, got '{path}'")
         if path and os.path.isdir(path):
             raise ValueError(f"{flag(name)} must be a file, got the folder '{path}'")
-    if args.report:
-        try:
-            os.makedirs(args.report, exist_ok=True)
-        except OSError as error:
-            raise ValueError(f"--report must be a folder to write to, got '{args.report}': {error.strerror}") from error
+
+
+def create_folder(flag: str, path: str) -> None:
+    """Make the folder of a flag, before there is anything to lose; raise ValueError if that cannot be done."""
+    try:
+        os.makedirs(path, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{flag} must be a folder to write to, got '{path}': {error.strerror}") from error
 
 
 def flag(dest: str) -> str:
