@@ -52,12 +52,20 @@ class CohesionMeter:
         self.drawn_classes = torch.linspace(0, num_classes - 1, min(num_drawn, num_classes)).long()
         self._feature_dim = 0
         self._metrics: MetricCollection | None = None
+        self._waiting: list[tuple[Tensor, Tensor]] = []
         self._drawn: list[tuple[Tensor, Tensor]] = []
 
     def update(self, feature: Tensor, target: Tensor) -> None:
         """Add features `[N, D]` and targets `[N]`; N may be 0."""
-        if self._metrics is None:  # the first batch tells how long a feature is
-            self._feature_dim = feature.shape[1]
+        self._feature_dim = feature.shape[1]
+        self._waiting.append((feature.detach().to(self.device), target.to(self.device)))
+        if sum(len(waiting) for _, waiting in self._waiting) >= 1024:  # a thousand at once take a fraction of the time
+            self._flush()
+
+    def _flush(self) -> None:
+        feature, target = (torch.cat(parts) for parts in zip(*self._waiting, strict=True))
+        self._waiting = []
+        if self._metrics is None:  # the first features tell how long one is
             self._metrics = cohesion_metrics(self.num_classes, self._feature_dim).to(self.device)
         self._metrics.update(feature, target)
         drawn = torch.isin(target, self.drawn_classes.to(target.device))
@@ -65,13 +73,16 @@ class CohesionMeter:
 
     def compute(self) -> Cohesion:
         """The metrics over all processes, and features of this one; every process must call it."""
+        dim = self._feature_dim
         if dist.is_available() and dist.is_initialized():  # a process may have had nothing to read from a stream
             lengths: list[int] = [0] * dist.get_world_size()
-            dist.all_gather_object(lengths, self._feature_dim)
-            if self._metrics is None and max(lengths):
-                self.update(torch.empty(0, max(lengths)), torch.empty(0, dtype=torch.int64))
-        if self._metrics is None:
+            dist.all_gather_object(lengths, dim)
+            dim = max(lengths)
+        if not dim:
             raise ValueError('there were no images to measure the cohesion of')
+        self.update(torch.empty(0, dim, device=self.device), torch.empty(0, dtype=torch.int64, device=self.device))
+        self._flush()
+        assert self._metrics is not None
         values = {name: metric.compute() for name, metric in self._metrics.items(keep_base=True, copy_state=False)}
         # torchmetrics makes scalars of tensors with one element
         table = {name: value.reshape(-1) for name, value in values.pop('class_table').items()}
