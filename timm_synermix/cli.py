@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
@@ -280,24 +280,15 @@ def check_args(args: argparse.Namespace) -> None:
     """
     if args.naflex_loader:
         raise ValueError('--naflex-loader is not supported by this script; use the one of timm')
-    for name, lowest in _AT_LEAST.items():
-        value = getattr(args, name)
-        if value is not None and not value >= lowest:
-            raise ValueError(f'{_flag(name)} must be at least {lowest}, got {value}')
+    check_values(args, _AT_LEAST, _ONE_OF)
     for name in _FRACTIONS:
         value = getattr(args, name)
         if value is not None and not 0 <= value <= 1:
-            raise ValueError(f'{_flag(name)} must be in [0, 1], got {value}')
+            raise ValueError(f'{flag(name)} must be in [0, 1], got {value}')
     for name in _PAIRS:
         pair = getattr(args, name)
         if pair is not None and not (len(pair) == 2 and 0 <= pair[0] <= pair[1]):
-            raise ValueError(f'{_flag(name)} must be two values, the lower one first, got {pair}')
-    for name, allowed in _ONE_OF.items():
-        if getattr(args, name) not in allowed:
-            names = ', '.join(filter(None, allowed))
-            raise ValueError(f'{_flag(name)} must be one of {names}, got {getattr(args, name)}')
-    if args.amp and args.model_dtype not in (None, 'float32'):
-        raise ValueError(f'--amp needs a float32 model, got --model-dtype {args.model_dtype}')
+            raise ValueError(f'{flag(name)} must be two values, the lower one first, got {pair}')
     if mixup_active(args) and args.batch_size % 2:
         raise ValueError(f'--batch-size must be even with --mixup or --cutmix, got {args.batch_size}')
     if args.resume == 'auto' and not args.experiment:
@@ -319,11 +310,37 @@ def check_args(args: argparse.Namespace) -> None:
         add_synermix_args(defaults)
         for name, default in vars(defaults.parse_args([])).items():
             if getattr(args, name) != default:
-                _logger.warning('%s has no effect without --synermix.', _flag(name))
+                _logger.warning('%s has no effect without --synermix.', flag(name))
     _check_cohesion_args(args)
 
 
-def _flag(dest: str) -> str:
+def check_values(
+    args: argparse.Namespace, at_least: Mapping[str, float], one_of: Mapping[str, tuple[str | None, ...]]
+) -> None:
+    """Refuse flags below their smallest value or not among their choices, and --amp of a model of another type.
+
+    Args:
+        args: The flags of either script.
+        at_least: Smallest values, by name; a flag that is not given is not checked.
+        one_of: Choices, by name.
+
+    Raises:
+        ValueError: Names the flag, the rule and the value.
+    """
+    for name, lowest in at_least.items():
+        value = getattr(args, name)
+        if value is not None and not value >= lowest:
+            raise ValueError(f'{flag(name)} must be at least {lowest}, got {value}')
+    for name, allowed in one_of.items():
+        if getattr(args, name) not in allowed:
+            names = ', '.join(filter(None, allowed))
+            raise ValueError(f'{flag(name)} must be one of {names}, got {getattr(args, name)}')
+    if args.amp and args.model_dtype not in (None, 'float32'):
+        raise ValueError(f'--amp needs a float32 model, got --model-dtype {args.model_dtype}')
+
+
+def flag(dest: str) -> str:
+    """The flag of an argument's name."""
     return '--' + dest.replace('_', '-')
 
 

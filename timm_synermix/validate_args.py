@@ -8,7 +8,7 @@ import os
 
 from timm.utils import ParseKwargs
 
-from timm_synermix.cli import TrainParser
+from timm_synermix.cli import TrainParser, check_values, flag
 
 _AT_LEAST = {
     **dict.fromkeys(['batch_size', 'img_size', 'in_chans', 'num_samples', 'log_freq'], 1),
@@ -195,20 +195,11 @@ def check_args(args: argparse.Namespace) -> None:
     Raises:
         ValueError: Names the flag, the rule and the value.
     """
-    for name, lowest in _AT_LEAST.items():
-        value = getattr(args, name)
-        if value is not None and not value >= lowest:
-            raise ValueError(f'{flag(name)} must be at least {lowest}, got {value}')
-    for name, allowed in _ONE_OF.items():
-        if getattr(args, name) not in allowed:
-            names = ', '.join(filter(None, allowed))
-            raise ValueError(f'{flag(name)} must be one of {names}, got {getattr(args, name)}')
+    check_values(args, _AT_LEAST, _ONE_OF)
     if args.crop_pct is not None and not args.crop_pct > 0:
         raise ValueError(f'--crop-pct must be above 0, got {args.crop_pct}')
     _check_supported(args)
     _check_files(args)
-    if args.amp and args.model_dtype not in (None, 'float32'):
-        raise ValueError(f'--amp needs a float32 model, got --model-dtype {args.model_dtype}')
     if args.real_labels and args.valid_labels:
         raise ValueError('--real-labels and --valid-labels cannot be used together: real labels are of all classes')
     if args.compare and args.checkpoint:
@@ -250,8 +241,3 @@ def create_folder(flag: str, path: str) -> None:
         os.makedirs(path, exist_ok=True)
     except OSError as error:
         raise ValueError(f"{flag} must be a folder to write to, got '{path}': {error.strerror}") from error
-
-
-def flag(dest: str) -> str:
-    """The flag of an argument's name."""
-    return '--' + dest.replace('_', '-')
