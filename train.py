@@ -13,15 +13,17 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
+from itertools import islice
 from typing import Any
 
 import torch
 import torchvision.utils
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from timm import create_model
 from timm.data import resolve_input_data_config
 from timm.layers import convert_splitbn_model, convert_sync_batchnorm, set_fast_norm
@@ -37,6 +39,7 @@ from timm.utils import (
     unwrap_model,
 )
 from torch import Tensor, nn
+from torch.utils.data import IterableDataset
 
 from timm_synermix.build import (
     create_accelerator,
@@ -48,19 +51,26 @@ from timm_synermix.build import (
     resolve_lr,
 )
 from timm_synermix.checkpoint import (
+    ResumePoint,
     RunSaver,
+    SaveError,
     experiment_name,
     how_to_continue,
     output_folder,
-    resume_path,
-    resume_task,
+    save_errors,
 )
 from timm_synermix.cli import create_parsers, parse_args, usage_errors
 from timm_synermix.datasets import class_names
 from timm_synermix.evaluate import Cohesion, CohesionMeter, evaluate
 from timm_synermix.examples import example_images
 from timm_synermix.features import FeatureHook
+from timm_synermix.guard import LossGuard, NonFiniteLoss
+from timm_synermix.interrupts import Stopped, StopRequest
 from timm_synermix.models import build_classifier, check_weights_file
+from timm_synermix.processes import HostGroup, check_same, check_same_run
+from timm_synermix.reading import UnreadableImage
+from timm_synermix.resume import find_resume_point, rank_state, resume_schedule, resume_task, schedule_state
+from timm_synermix.seeding import seed_everything, seed_of
 from timm_synermix.task import SynerMixTask
 from timm_synermix.trackers import RunTrackers
 from timm_synermix.tracking import (
@@ -94,6 +104,7 @@ class Run:
     create_loader_without_clean_views: Callable[[], Any] | None = None  # for --synermix-off-epoch
     updates_per_epoch: int = 0
     start_epoch: int = 0
+    start_batch: int = 0  # of the first epoch, if the run goes on in the middle of it
     stop_epoch: int = 0
     eval_metric: str = 'loss'
     data_config: dict[str, Any] = field(default_factory=dict)
@@ -102,6 +113,10 @@ class Run:
     cohesion: Cohesion | None = None  # of the last evaluation
     saver: RunSaver | None = None  # of the main process
     trackers: RunTrackers | None = None  # of the main process
+    resumed_from: ResumePoint | None = None
+    meter: LossMeter | None = None  # of the epoch
+    guard: LossGuard = field(default_factory=lambda: LossGuard([], HostGroup()))
+    stop: StopRequest = field(default_factory=lambda: StopRequest(HostGroup()))
     results: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -116,6 +131,16 @@ def main() -> None:
         if getattr(args, 'rank', 0) == 0:  # a run that is not built yet has no rank
             _logger.info(f'Interrupted. {how_to_continue(args)}')
         sys.exit(130)  # the shell's code for SIGINT
+    except Stopped as stopped:
+        if args.rank == 0:
+            _logger.info(f'Interrupted. {how_to_continue(args)}')
+        run.accelerator.end_training()
+        sys.exit(128 + stopped.signum)  # 130 for SIGINT, 143 for SIGTERM
+    except (NonFiniteLoss, SaveError, UnreadableImage) as error:
+        if args.rank == 0 or not isinstance(error, NonFiniteLoss):  # which all processes raise
+            reason = str(error).splitlines()[-1]  # of a worker's, the line after its traceback
+            _logger.error(f'Stopped: {reason}. {how_to_continue(args)}')
+        sys.exit(1)
     if args.rank == 0:
         if run.saver is not None and run.saver.best_metric is not None:
             _logger.info(f'*** Best {run.eval_metric}: {run.saver.best_metric:.4f} (epoch {run.saver.best_epoch})')
@@ -140,6 +165,7 @@ def build(args: argparse.Namespace, args_text: str) -> Run:
 
     num_classes = args.num_classes = model.num_classes if args.num_classes is None else args.num_classes
     dataset_train, dataset_eval = create_datasets(args, data_config['input_size'][0], num_classes)
+    check_same_run(args, dataset_train, dataset_eval)
     create_loader = partial(create_train_loader, args, dataset_train, data_config, num_classes)
     loader_train = create_loader(clean_view=args.synermix_beta != 0)
     loader_eval = None if dataset_eval is None else create_eval_loader(args, dataset_eval, data_config)
@@ -154,11 +180,17 @@ def build(args: argparse.Namespace, args_text: str) -> Run:
     if args.model_ema:
         ema_device = torch.device('cpu') if args.model_ema_force_cpu else None
         task.setup_ema(decay=args.model_ema_decay, use_warmup=args.model_ema_warmup, device=ema_device)
-    resume_from = resume_path(args)
-    start_epoch = resume_task(args, task, optimizer, accelerator.scaler, resume_from) if resume_from else 0
-    start_epoch = start_epoch if args.start_epoch is None else args.start_epoch
+    point = find_resume_point(args)
+    check_same({'the checkpoint of --resume': point and (point.epoch, point.batch)})
+    start_epoch = start_batch = 0
+    if point is not None:
+        resume_task(args, task, optimizer, accelerator.scaler, point, len(loader_train))
+        start_epoch, start_batch = point.epoch, point.batch
+    if args.start_epoch is not None:
+        start_epoch, start_batch = args.start_epoch, 0
 
     updates_per_epoch = -(-len(loader_train) // args.grad_accum_steps)
+    lrs = [group['lr'] for group in optimizer.param_groups]
     scheduler, num_epochs = create_scheduler_v2(
         optimizer,
         **scheduler_kwargs(args, decreasing_metric=eval_metric == 'loss'),
@@ -166,8 +198,9 @@ def build(args: argparse.Namespace, args_text: str) -> Run:
     )
     if args.stop_epoch is not None and args.stop_epoch > num_epochs:
         raise ValueError(f'--stop-epoch must be at most the {num_epochs} epochs of the run, got {args.stop_epoch}')
-    if scheduler is not None and start_epoch > 0:
-        scheduler.step_update(start_epoch * updates_per_epoch) if args.sched_on_updates else scheduler.step(start_epoch)
+    if scheduler is not None and (start_epoch or start_batch):
+        num_updates = start_epoch * updates_per_epoch + -(-start_batch // args.grad_accum_steps)
+        resume_schedule(scheduler, lrs, point, start_epoch, num_updates)
 
     feature_hook = None
     if args.cohesion:  # before compile, which does not see later hooks
@@ -176,6 +209,8 @@ def build(args: argparse.Namespace, args_text: str) -> Run:
         task.compile(backend=args.torchcompile, mode=args.torchcompile_mode)
     task.trainable_module = accelerator.prepare_model(task.trainable_module)
     stop_epoch = args.stop_epoch or num_epochs
+    group = HostGroup()
+    num_bad_steps = 0 if point is None else point.state.get('num_bad_steps', 0)
     saver = trackers = None
     if start_epoch >= stop_epoch:
         _logger.info(f'Nothing to do: {start_epoch} of {stop_epoch} epochs are done.')
@@ -186,7 +221,7 @@ def build(args: argparse.Namespace, args_text: str) -> Run:
         saver = RunSaver(
             output_folder(args),
             args_text,
-            resume_from=resume_from,
+            resume_from=point,
             start_epoch=start_epoch,
             model=model,
             task=task,
@@ -197,7 +232,7 @@ def build(args: argparse.Namespace, args_text: str) -> Run:
             max_history=args.checkpoint_hist,
         )
         log_start(args, task, loader_train, data_config, num_epochs, scheduler)
-        trackers = RunTrackers(accelerator, args, saver.checkpoint_dir, resume_from)
+        trackers = RunTrackers(accelerator, args, saver.checkpoint_dir, point)
     return Run(
         args,
         accelerator,
@@ -210,6 +245,7 @@ def build(args: argparse.Namespace, args_text: str) -> Run:
         create_loader_without_clean_views=partial(create_loader, clean_view=False),
         updates_per_epoch=updates_per_epoch,
         start_epoch=start_epoch,
+        start_batch=start_batch,
         stop_epoch=stop_epoch,
         eval_metric=eval_metric,
         data_config=data_config,
@@ -217,40 +253,83 @@ def build(args: argparse.Namespace, args_text: str) -> Run:
         feature_hook=feature_hook,
         saver=saver,
         trackers=trackers,
+        resumed_from=point,
+        guard=LossGuard(model.buffers(), group, args.max_bad_steps, num_bad_steps),
+        stop=StopRequest(group),
     )
 
 
 def fit(run: Run) -> None:
-    """Train epoch by epoch; evaluate, log and save after each that is due."""
+    """Train epoch by epoch; evaluate, log and save after each that is due.
+
+    Raises:
+        Stopped: SIGINT or SIGTERM asked for it; where the run was is saved.
+    """
     args = run.args
     save_epochs = args.save_epochs or ()
-    for epoch in range(run.start_epoch, run.stop_epoch):
-        apply_off_epochs(run, epoch)
-        set_epoch(run.loader_train, epoch)
-        train_metrics = train_one_epoch(run, epoch)
-        if args.distributed and args.dist_bn in ('broadcast', 'reduce'):
-            distribute_bn(run.task.trainable_module, args.world_size, args.dist_bn == 'reduce')
-
-        done = epoch + 1
-        if done % args.val_interval and done not in save_epochs and done != run.stop_epoch:
+    with run.stop:
+        for epoch in range(run.start_epoch, run.stop_epoch):
+            apply_off_epochs(run, epoch)
+            set_epoch(run.loader_train, epoch, run.start_batch if epoch == run.start_epoch else 0)
+            train_metrics = train_one_epoch(run, epoch)
+            done = epoch + 1
+            if done % args.val_interval and done not in save_epochs and done != run.stop_epoch:
+                if run.scheduler is not None:
+                    run.scheduler.step(done, metric=None)
+                continue
+            with saved_if_stopped(run, epoch, len(run.loader_train)):
+                eval_metrics = None if run.loader_eval is None else evaluate_task(run)
+            metric = (eval_metrics or train_metrics)[run.eval_metric]
+            cohesion = {} if run.cohesion is None else run.cohesion.metrics
+            run.results.append({'epoch': epoch, 'train': train_metrics})
+            if eval_metrics:
+                run.results[-1]['validation'] = {**eval_metrics, **cohesion}
+            state = progress_state(run, done, batch=0)
+            if run.saver is not None and run.trackers is not None:
+                row = summary_row(epoch, train_metrics, eval_metrics, mean_lr(run.optimizer), cohesion)
+                with save_errors(run.saver.checkpoint_dir):
+                    append_summary(run.saver.summary_path, row)
+                    run.saver.run_state = state
+                    run.saver.save_checkpoint(epoch, metric=metric)
+                    if done in save_epochs:
+                        run.saver.save_milestone(done)
+                run.trackers.send_epoch(done * run.updates_per_epoch, row, run.cohesion, run.class_names)
             if run.scheduler is not None:
-                run.scheduler.step(done, metric=None)
-            continue
-        eval_metrics = None if run.loader_eval is None else evaluate_task(run)
-        metric = (eval_metrics or train_metrics)[run.eval_metric]
-        cohesion = {} if run.cohesion is None else run.cohesion.metrics
-        run.results.append({'epoch': epoch, 'train': train_metrics})
-        if eval_metrics:
-            run.results[-1]['validation'] = {**eval_metrics, **cohesion}
-        if run.saver is not None and run.trackers is not None:
-            row = summary_row(epoch, train_metrics, eval_metrics, mean_lr(run.optimizer), cohesion)
-            append_summary(run.saver.summary_path, row)
-            run.saver.save_checkpoint(epoch, metric=metric)
-            if done in save_epochs:
-                run.saver.save_milestone(done)
-            run.trackers.send_epoch(done * run.updates_per_epoch, row, run.cohesion, run.class_names)
-        if run.scheduler is not None:
-            run.scheduler.step(done, metric)
+                run.scheduler.step(done, metric)
+
+
+def progress_state(run: Run, epoch: int, batch: int) -> dict[str, Any]:
+    """What a run needs, beside timm's checkpoint, to go on with a batch of an epoch; every process must call it."""
+    own = rank_state(run.task) if run.args.world_size > 1 else {}
+    if batch and run.meter is not None:
+        own['losses'] = run.meter.state_dict()
+    return {
+        'epoch': epoch,
+        'batch': batch,
+        'num_batches': len(run.loader_train),
+        'ranks': gather_object([own]),
+        'schedule': schedule_state(run.scheduler),
+        'num_bad_steps': run.guard.num_bad_steps,
+    }
+
+
+def save_in_epoch(run: Run, epoch: int, batch: int) -> None:
+    """Save where the run is in the middle of an epoch; every process must call it."""
+    run.guard.accepts(epoch, always=True)  # nothing bad is saved
+    state = progress_state(run, epoch, batch)
+    if run.saver is not None:
+        run.saver.run_state = state
+        run.saver.save_recovery(epoch, batch_idx=-(-batch // run.args.grad_accum_steps) - 1)
+
+
+@contextmanager
+def saved_if_stopped(run: Run, epoch: int, batch: int) -> Iterator[None]:
+    """If the run is stopped in the block, save where it is: after that many batches of the epoch."""
+    try:
+        yield
+    except Stopped:
+        save_in_epoch(run, epoch, batch)
+        raise
 
 
 def apply_off_epochs(run: Run, epoch: int) -> None:
@@ -334,11 +413,13 @@ def choose_eval_metric(args: argparse.Namespace, evaluator: Any) -> str:
     raise ValueError(f'--eval-metric must be one of {", ".join(evaluator.metric_names)}, got {args.eval_metric}')
 
 
-def set_epoch(loader: Any, epoch: int) -> None:
-    """Tell whatever draws the order of the images which epoch it is."""
-    for part in (loader.dataset, loader.batch_sampler, loader.sampler):
+def set_epoch(loader: Any, epoch: int, first_batch: int = 0) -> None:
+    """Tell whatever draws the images which epoch it is, and with which batch it begins."""
+    for part in (loader.dataset, loader.sampler):
         if hasattr(part, 'set_epoch'):
             part.set_epoch(epoch)
+    if hasattr(loader.batch_sampler, 'set_epoch'):
+        loader.batch_sampler.set_epoch(epoch, first_batch)
 
 
 def log_start(
@@ -356,7 +437,7 @@ def log_start(
     versions = ', '.join(f'{name} {version(name)}' for name in ('torch', 'timm', 'accelerate'))
     _logger.info(f'{args.world_size} process(es) on {args.device}, {amp}, learning rate {args.lr:g}; {versions}')
     if args.synermix:
-        extra = getattr(loader.batch_sampler, 'expected_supplements', float)()
+        extra = getattr(loader.batch_sampler.batch_sampler, 'expected_supplements', float)()
         _logger.info(
             f'SynerMix: beta {task.beta}, {args.synermix_forward} forward, images mixed per class '
             f'{args.synermix_num_mixed or "all"}, about {extra:.1f} extra images per batch of {args.batch_size} '
@@ -367,16 +448,30 @@ def log_start(
 
 
 def train_one_epoch(run: Run, epoch: int) -> dict[str, float]:
-    """Train for one epoch and return the mean of every scalar the task reports, over all processes."""
+    """Train for one epoch, or for what is left of it, and return the mean of every scalar the task reports.
+
+    Raises:
+        NonFiniteLoss: A loss is NaN or infinite, and no more updates may be left out.
+        Stopped: SIGINT or SIGTERM asked for it; where the run was is saved.
+    """
     args, accelerator, task, optimizer, loader = run.args, run.accelerator, run.task, run.optimizer, run.loader_train
+    first_batch = run.start_batch if epoch == run.start_epoch else 0
+    meter = run.meter = LossMeter(accelerator)
+    if first_batch and run.resumed_from is not None:
+        ranks = run.resumed_from.state['ranks']
+        meter.load_state_dict(ranks[args.rank]['losses'])
+    if first_batch == len(loader):  # it was stopped in its evaluation
+        return meter.reduce()
     task.train()
-    meter = LossMeter(accelerator)
     updates = -(-len(loader) // args.grad_accum_steps)
-    progress = TrainProgress(args, epoch, updates)
+    progress = TrainProgress(args, epoch, updates, first=first_batch // args.grad_accum_steps)
     second_order = getattr(optimizer.optimizer, 'is_second_order', False)
     optimizer.zero_grad()
     samples, data_time = 0, 0.0
-    for batch, input, target, waited in timed_batches(loader):
+    losses: list[tuple[dict[str, Tensor], int]] = []  # of an update
+    for batch, input, target, waited in timed_batches(loader, first_batch):
+        # What a step draws depends on which step it is, not on the steps before it.
+        seed_everything(seed_of('step', args.seed, args.rank, epoch, batch), accelerator.device)
         update = batch // args.grad_accum_steps
         # A streaming loader may hold more than it says.
         window = max(1, min(args.grad_accum_steps, len(loader) - update * args.grad_accum_steps))
@@ -392,35 +487,61 @@ def train_one_epoch(run: Run, epoch: int) -> dict[str, float]:
                 result = task(input, target)
             loss = result['loss'] * batch_loss_scale(args, len(target)) / window
             accelerator.backward(loss, create_graph=second_order)
-        meter.update(result, len(target))
-        if run.trackers is not None:
-            run.trackers.add_batch(result, len(target))
+        losses.append(({name: value.detach() for name, value in result.items() if value.ndim == 0}, len(target)))
+        run.guard.add(losses[-1][0], update)
         samples, data_time = samples + len(target), data_time + waited
         if not update_due:
             continue
 
         lr = mean_lr(optimizer)
         num_updates = epoch * run.updates_per_epoch + update + 1
-        update_weights(run, num_updates)
-        if run.trackers is not None:
-            run.trackers.add_update(num_updates, lr)
+        if run.guard.accepts(epoch):
+            update_weights(run, num_updates)
+            for values, count in losses:
+                meter.update(values, count)
+                if run.trackers is not None:
+                    run.trackers.add_batch(values, count)
+            if run.trackers is not None:
+                run.trackers.add_update(num_updates, lr)
+        else:
+            optimizer.zero_grad()
+        losses = []
+        if run.scheduler is not None:
+            run.scheduler.step_update(num_updates=num_updates)
         reported = progress.update(update, samples, data_time, meter, lr)
+        if reported:
+            run.guard.accepts(epoch, always=True)  # the log has waited for the device
         if reported and run.trackers is not None:
             run.trackers.send_updates(progress.rate)
         if reported and args.save_images and run.saver is not None:
             path = os.path.join(run.saver.checkpoint_dir, f'train-batch-{batch}.jpg')
             torchvision.utils.save_image(input, path, padding=0, normalize=True)
         samples, data_time = 0, 0.0
-        if run.saver is not None and args.recovery_interval and (update + 1) % args.recovery_interval == 0:
-            run.saver.save_recovery(epoch, batch_idx=update)
+        if batch + 1 < len(loader):
+            if args.recovery_interval and (update + 1) % args.recovery_interval == 0:
+                save_in_epoch(run, epoch, batch + 1)
+            with saved_if_stopped(run, epoch, batch + 1):
+                run.stop.check()
+    run.guard.accepts(epoch, always=True)
     if hasattr(optimizer.optimizer, 'sync_lookahead'):
         optimizer.optimizer.sync_lookahead()
-    progress.close()
+    if args.distributed and args.dist_bn in ('broadcast', 'reduce'):
+        distribute_bn(task.trainable_module, args.world_size, args.dist_bn == 'reduce')
+    progress.close(num_skipped_images(run, epoch))
+    if args.recovery_interval and updates % args.recovery_interval == 0:
+        save_in_epoch(run, epoch, len(loader))
     return meter.reduce()
 
 
+def num_skipped_images(run: Run, epoch: int) -> int:
+    """How many images of the epoch could not be read, over all processes; every process must call it."""
+    count = getattr(getattr(run.loader_train, 'dataset', None), 'num_skipped', None)
+    skipped = torch.tensor(0 if count is None else count(epoch), device=run.accelerator.device)
+    return int(run.accelerator.reduce(skipped).item())
+
+
 def update_weights(run: Run, num_updates: int) -> None:
-    """Clip the gradients, step the optimizer, and what follows every update: the average (EMA) and the schedule."""
+    """Clip the gradients, step the optimizer and the average (EMA)."""
     args, accelerator = run.args, run.accelerator
     if args.clip_grad is not None:
         accelerator.unscale_gradients()
@@ -431,8 +552,6 @@ def update_weights(run: Run, num_updates: int) -> None:
     run.task.update_ema(step=num_updates)
     if args.synchronize_step and accelerator.device.type == 'cuda':
         torch.cuda.synchronize()
-    if run.scheduler is not None:
-        run.scheduler.step_update(num_updates=num_updates)
 
 
 def mean_lr(optimizer: Any) -> float:
@@ -440,10 +559,13 @@ def mean_lr(optimizer: Any) -> float:
     return sum(group['lr'] for group in optimizer.param_groups) / len(optimizer.param_groups)
 
 
-def timed_batches(loader: Any) -> Iterator[tuple[int, Tensor, Tensor, float]]:
-    """The batches of a loader, numbered, each with the seconds it kept the loop waiting."""
+def timed_batches(loader: Any, first_batch: int) -> Iterator[tuple[int, Tensor, Tensor, float]]:
+    """The batches of a loader from the first one on, numbered, each with the seconds it kept the loop waiting."""
     start = time.time()
-    for batch, (input, target) in enumerate(loader):
+    batches = iter(loader)
+    if first_batch and isinstance(loader.dataset, IterableDataset):  # a stream begins at its beginning
+        batches = islice(batches, first_batch, None)
+    for batch, (input, target) in enumerate(batches, first_batch):
         yield batch, input, target, time.time() - start
         start = time.time()
 
@@ -480,6 +602,9 @@ def evaluate_task(run: Run) -> dict[str, float]:
 def evaluate_model(run: Run, model: nn.Module, log_name: str, with_cohesion: bool) -> dict[str, float]:
     args = run.args
     kwargs: dict[str, Any] = dict(channels_last=args.channels_last, tta=args.tta, log_name=log_name)
+    # The processes' parts of a stream may have different lengths, and then not all of them would be asked.
+    if not (args.distributed and isinstance(run.loader_eval.dataset, IterableDataset)):
+        kwargs['on_batch'] = run.stop.check
     meter = None
     if with_cohesion and run.feature_hook is not None:
         drawn = args.num_classes if args.report else 10

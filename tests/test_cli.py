@@ -68,6 +68,8 @@ def test_nothing_of_timm_is_hidden_by_ours():
         '--report',
         '--synermix-forward',
         '--synermix-off-epoch',
+        '--strict-data',
+        '--max-bad-steps',
     }
 
 

@@ -23,7 +23,7 @@ def load(root, **kwargs):
 
 
 def batch_and_indices(loader):
-    indices = next(iter(loader.batch_sampler))
+    indices = next(iter(loader.batch_sampler.batch_sampler))
     return next(iter(loader)), indices
 
 
@@ -99,7 +99,7 @@ def test_partners_with_the_clean_view_alone(image_folder, use_prefetcher):
     dataset, loader = load(image_folder, supplement='clean', re_prob=1.0, crop_pct=1.0, use_prefetcher=use_prefetcher)
     evaluation = create_transform((3, 16, 16), interpolation='bilinear', crop_pct=1.0, mean=MEAN, std=STD)
     some_partners = 0
-    for (x, y), indices in zip(loader, list(loader.batch_sampler), strict=True):
+    for (x, y), indices in zip(loader, list(loader.batch_sampler.batch_sampler), strict=True):
         base = sum(index >= 0 for index in indices)
         assert len(x) == len(y) + base
         some_partners += len(y) - base
@@ -131,18 +131,18 @@ def test_a_subset_is_loaded_in_two_views(image_folder):
 
 def test_repeated_augmentation(image_folder):
     _, loader = load(image_folder, num_aug_repeats=3)
-    indices = sum(list(loader.batch_sampler), [])
+    indices = sum(list(loader.batch_sampler.batch_sampler), [])
     assert len(set(indices)) < len(indices) - 8  # an epoch of 19 draws from a third of the images, three times each
     assert len(loader) == 3
 
 
 def test_epochs_differ_and_timm_can_set_them(image_folder):
     dataset, loader = load(image_folder)
-    first = list(loader.batch_sampler)
+    first = list(loader.batch_sampler.batch_sampler)
     dataset.set_epoch(1)
-    assert list(loader.batch_sampler) != first
+    assert list(loader.batch_sampler.batch_sampler) != first
     dataset.set_epoch(0)
-    assert list(loader.batch_sampler) == first
+    assert list(loader.batch_sampler.batch_sampler) == first
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def test_three_changes_to_timm_s_script(timm_script, prefetcher):
     exec(task, timm_script)
     task, loader = timm_script['task'], timm_script['loader_train']
     assert task.num_mixed == 2
-    assert not loader.batch_sampler.supplement
+    assert not loader.batch_sampler.batch_sampler.supplement
     assert timm_script['mixup_fn'] is None
     losses = {'intra_loss', 'inter_loss'}
     for epoch in range(3):

@@ -22,14 +22,17 @@ from timm.task import (
 )
 from timm.utils import NativeScaler
 from torch import nn
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, RandomSampler
 
 from timm_synermix import devices
 from timm_synermix.checkpoint import output_root
 from timm_synermix.cli import mixup_active, mixup_kwargs, synermix_loader_kwargs, synermix_task_kwargs
-from timm_synermix.data import create_synermix_loader
+from timm_synermix.data import create_synermix_loader, dataset_targets
 from timm_synermix.datasets import check_classes, create_dataset
+from timm_synermix.loading import SampleDataset, SampleLoader, SamplePrefetchLoader
 from timm_synermix.manifold import ManifoldMixup
 from timm_synermix.mixup import Mixer, create_mixup
+from timm_synermix.reading import ReadableImages
 from timm_synermix.task import SynerMixTask
 from timm_synermix.trackers import tracker_names
 
@@ -167,7 +170,6 @@ def create_train_loader(
         img_dtype=getattr(torch, args.model_dtype or 'float32'),
         device=torch.device(args.device),
         use_prefetcher=not args.no_prefetcher,
-        use_multi_epochs_loader=args.use_multi_epochs_loader,
         worker_seeding=args.worker_seeding,
     )
     if args.synermix:
@@ -181,10 +183,14 @@ def create_train_loader(
             clean_interpolation=data_config['interpolation'],
             crop_pct=data_config['crop_pct'],
             crop_mode=data_config['crop_mode'],
+            strict=args.strict_data,
             **common,
         )
     if args.aug_repeats and not args.distributed:
         raise ValueError('--aug-repeats needs several processes, or --synermix')
+    targets = dataset_targets(dataset)
+    if not isinstance(dataset, IterableDataset):
+        dataset = ReadableImages(dataset)
     if args.aug_splits > 1:
         dataset = AugMixDataset(dataset, num_splits=args.aug_splits)
     mix_in_collate = mixup_active(args) and not args.no_prefetcher
@@ -209,7 +215,38 @@ def create_train_loader(
     )
     if len(loader) == 0:  # timm drops the last, partial batch
         raise ValueError(f'--batch-size must be at most the number of training images, got {args.batch_size}')
-    return loader
+    if isinstance(dataset, IterableDataset):
+        return loader
+    samples = _sample_loader(args, loader if args.no_prefetcher else loader.loader, targets)
+    if args.no_prefetcher:
+        return samples
+    return SamplePrefetchLoader(
+        samples,
+        loader.random_erasing,
+        clean_view=False,
+        mean=data_config['mean'],
+        std=data_config['std'],
+        channels=data_config['input_size'][0],
+        device=common['device'],
+        img_dtype=common['img_dtype'],
+    )
+
+
+def _sample_loader(args: argparse.Namespace, loader: DataLoader, targets: Any) -> SampleLoader:
+    """timm's loader as a `SampleLoader`."""
+    batch_sampler: Any = loader.batch_sampler
+    if isinstance(batch_sampler.sampler, RandomSampler):  # its order would depend on what was drawn before
+        batch_sampler.sampler = DistributedSampler(loader.dataset, num_replicas=1, rank=0, seed=args.seed)
+    return SampleLoader(
+        loader.dataset,
+        batch_sampler,
+        seed=args.seed,
+        targets=targets,
+        strict=args.strict_data,
+        rank=args.rank,
+        world_size=args.world_size,
+        **{name: getattr(loader, name) for name in ('num_workers', 'collate_fn', 'pin_memory', 'persistent_workers')},
+    )
 
 
 def create_eval_loader(args: argparse.Namespace, dataset: Any, data_config: dict[str, Any]) -> Any:
@@ -217,6 +254,8 @@ def create_eval_loader(args: argparse.Namespace, dataset: Any, data_config: dict
     workers = args.workers
     if args.distributed and args.dataset.lower().startswith(('tfds/', 'wds/')):
         workers = min(2, workers)  # streaming readers pad each worker's share
+    if not isinstance(dataset, IterableDataset):
+        dataset = SampleDataset(ReadableImages(dataset), targets=dataset_targets(dataset), strict=args.strict_data)
     return create_loader(
         dataset,
         input_size=data_config['input_size'],
@@ -253,7 +292,6 @@ def create_mixup_fn(
                 layers=args.manifold_mixup_layers,
                 prob=args.mixup_prob,
                 label_smoothing=args.smoothing,
-                seed=args.seed + args.rank,
             )
         except ValueError as error:
             raise ValueError(f'--manifold-mixup: {error}') from error

@@ -1,31 +1,28 @@
-"""Checkpoints in timm's own format, resume, and the best weights as safetensors."""
+"""Checkpoints in timm's own format, written whole or not at all, and the best weights as safetensors."""
 
 from __future__ import annotations
 
 import argparse
-import logging
 import os
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import datetime
-from pickle import UnpicklingError
 from typing import Any
 
 import safetensors.torch
-import torch
 from safetensors import SafetensorError
 from timm.models import safe_model_name
-from timm.task import TrainingTask, load_task_ema_checkpoint, resume_task_checkpoint
-from timm.utils import (
-    CheckpointSaver,
-    get_outdir,
-    get_state_dict,
-    load_checkpoint_metadata,
-    trim_summary,
-    unwrap_model,
-)
+from timm.utils import CheckpointSaver, get_outdir, get_state_dict, trim_summary, unwrap_model
 
-_logger = logging.getLogger('train')
+from timm_synermix.files import replace, replacing, sync
+
+FORMAT = 1  # of what a checkpoint holds beside timm's
+
+
+class SaveError(OSError):
+    """A file of a run cannot be written. The message names it, and says why."""
 
 
 def experiment_name(args: argparse.Namespace, img_size: int) -> str:
@@ -45,114 +42,172 @@ def output_folder(args: argparse.Namespace) -> str:
 
 
 def how_to_continue(args: argparse.Namespace) -> str:
-    """What to tell a user who stopped a run."""
-    if not (args.experiment and os.path.exists(os.path.join(output_folder(args), 'last.pth.tar'))):
+    """What to tell a user whose run has stopped."""
+    folder = output_folder(args) if args.experiment else ''
+    if not (folder and any(re.match(r'(last|recovery-.*)\.pth\.tar$', name) for name in _listdir(folder))):
         return 'No epoch has finished, there is nothing to continue.'
     flags = f'--output {args.output} ' if args.output else ''
-    return f'Add {flags}--experiment {args.experiment} --resume auto to go on after the last finished epoch.'
+    return f'Add {flags}--experiment {args.experiment} --resume auto to go on from the last checkpoint.'
 
 
-def resume_path(args: argparse.Namespace) -> str | None:
-    """The checkpoint to resume from; None for a fresh start.
-
-    Raises:
-        ValueError: --resume names a file that does not exist.
-    """
-    if args.resume == 'auto':
-        path = os.path.join(output_folder(args), 'last.pth.tar')
-        return path if os.path.isfile(path) else None
-    if args.resume and not os.path.isfile(args.resume):
-        raise ValueError(f"--resume must be a checkpoint file or 'auto', got '{args.resume}'")
-    return args.resume or None
+def _listdir(folder: str) -> list[str]:
+    return os.listdir(folder) if os.path.isdir(folder) else []
 
 
 @contextmanager
-def load_errors(what: str) -> Iterator[None]:
-    """Turn an error of loading a file of weights into a ValueError: what, and the first line of the reason."""
+def save_errors(folder: str) -> Iterator[None]:
+    """Turn an error of writing to a run's folder into a SaveError."""
     try:
         yield
-    except (
-        *(RuntimeError, ValueError, KeyError, EOFError, UnpicklingError),
-        *(SafetensorError, AttributeError, TypeError),  # of a file that holds something else
-    ) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(f'{what}: {reason}') from error
+    except SaveError:
+        raise
+    except (OSError, SafetensorError) as error:
+        raise SaveError(f'Cannot write to {folder}: {error}') from error
 
 
-def resume_task(
-    args: argparse.Namespace, task: TrainingTask, optimizer: torch.optim.Optimizer, scaler: Any, path: str
-) -> int:
-    """Load a training checkpoint, of this script or of timm's, and return the epoch to go on with.
+@dataclass
+class ResumePoint:
+    """A checkpoint to go on from.
 
-    Raises:
-        ValueError: The file is no checkpoint, or does not fit the model.
+    Attributes:
+        path: The file.
+        content: What it holds; tensors are read when they are needed.
+        epoch: The epoch to go on with.
+        batch: How many batches of that epoch are done, on each process.
     """
-    with load_errors(f'--resume: {path} cannot be loaded into this model and optimizer'):
-        if not args.no_resume_opt:
-            _check_same_optimizer(path, optimizer)
-        epoch = resume_task_checkpoint(
-            task,
-            path,
-            optimizer=None if args.no_resume_opt else optimizer,
-            loss_scaler=None if args.no_resume_opt else scaler,
-            log_info=args.rank == 0,
-        )
-        if task.has_ema():
-            load_task_ema_checkpoint(task, path)
-    return epoch or 0
 
+    path: str
+    content: dict[str, Any]
+    epoch: int
+    batch: int
 
-def _check_same_optimizer(path: str, optimizer: torch.optim.Optimizer) -> None:
-    """torch takes the state of another optimizer without a word, and fails at the first step."""
-    saved = load_checkpoint_metadata(path)
-    groups = saved.get('optimizer', {}).get('param_groups', []) if isinstance(saved, dict) else []
-    needed = optimizer.state_dict()['param_groups'][0].keys()
-    if groups and not needed <= groups[0].keys():  # a schedule adds keys of its own
-        raise ValueError('it is of another optimizer; --no-resume-opt takes the weights alone')
+    @property
+    def state(self) -> dict[str, Any]:
+        """What `RunSaver` keeps of a run beside timm's checkpoint; of one of timm's, nothing."""
+        saver = self.content.get('saver')
+        return (saver.get('run') or {}) if isinstance(saver, dict) else {}
 
 
 class RunSaver(CheckpointSaver):
     """timm's CheckpointSaver of one run's folder, which also keeps `model_best.safetensors`.
 
+    A file is written beside the one it replaces, waited for until it is on the disk, and renamed: whenever the process,
+    the machine or the disk fails, the checkpoint before is there.
+
     Args:
         folder: The run's folder, created here.
         args_text: Text of `args.yaml`.
-        resume_from: Checkpoint the run goes on from, or None. One of this folder brings its history along.
+        resume_from: Checkpoint the run goes on from, or None. One of this folder brings its history.
         start_epoch: First epoch of the run; rows of summary.csv from it on are dropped.
         kwargs: Arguments of CheckpointSaver, with a task.
+
+    Attributes:
+        run_state: What the next checkpoint holds beside timm's: 'epoch' and 'batch' to go on with, and what else a run
+            needs to go on as if it had never stopped. The format is added here.
 
     Raises:
         ValueError: The folder cannot be written to.
     """
 
     def __init__(
-        self, folder: str, args_text: str, *, resume_from: str | None, start_epoch: int, **kwargs: Any
+        self, folder: str, args_text: str, *, resume_from: ResumePoint | None, start_epoch: int, **kwargs: Any
     ) -> None:
+        self.summary_path = os.path.join(folder, 'summary.csv')
+        self.run_state: dict[str, Any] = {}
         try:
             get_outdir(folder)
-            with open(os.path.join(folder, 'args.yaml'), 'w') as file:
+            with replacing(os.path.join(folder, 'args.yaml')) as path, open(path, 'w') as file:
                 file.write(args_text)
         except OSError as error:
             raise ValueError(f"--output: cannot write to the run's folder {folder}: {error.strerror}") from error
+        for name in _listdir(folder):  # left behind by a process that was killed while it wrote
+            if re.fullmatch(r'(recovery_)?tmp\.pth\.tar|.*\.tmp', name):
+                os.remove(os.path.join(folder, name))
         super().__init__(checkpoint_dir=folder, recovery_dir=folder, **kwargs)
-        if resume_from is not None and os.path.samefile(os.path.dirname(resume_from) or '.', folder):
-            self.load_state_dict_from_checkpoint(resume_from)
-        else:
+        if resume_from is None or not os.path.samefile(os.path.dirname(resume_from.path) or '.', folder):
             start_epoch = 0
-        self.summary_path = os.path.join(folder, 'summary.csv')
+        elif isinstance(resume_from.content.get('saver'), dict):
+            self._go_on(resume_from)
         trim_summary(self.summary_path, start_epoch)
+
+    def _go_on(self, point: ResumePoint) -> None:
+        """Take over the history of a checkpoint of this folder."""
+        state = dict(point.content['saver'])
+        # Names only, and only such as this class gives: these files will be deleted some day.
+        files = [
+            (name, m)
+            for name, m in state.get('checkpoint_files', ())
+            if re.fullmatch(r'checkpoint-\d+\.pth\.tar', name)
+        ]
+        epoch, metric = state.pop('pending', (None, None))
+        is_last = os.path.basename(point.path) == 'last.pth.tar'
+        pending = (None, None) if point.batch or is_last else (epoch, metric)
+        self.load_state_dict({**state, 'checkpoint_files': files, 'pending': pending})
+        recoveries = sorted(_recoveries(self.checkpoint_dir), key=lambda item: item[0])
+        self.prev_recovery_file, self.curr_recovery_file = ['', '', *(path for _, path in recoveries)][-2:]
+        if is_last and epoch is not None and not point.batch:
+            self._rank(epoch, metric)  # again: the run may have ended between saving and this
+
+    def state_dict(self, epoch: int | None = None, metric: float | None = None) -> dict[str, Any]:
+        """timm's bookkeeping, and under 'run' what this script needs."""
+        return {**super().state_dict(epoch, metric), 'run': {'format': FORMAT, **self.run_state}}
 
     def save_checkpoint(self, epoch: int, metric: float | None = None) -> tuple[float | None, int | None]:
         """Save as timm does; if it is the best so far, save its weights as safetensors too."""
-        best_metric, best_epoch = super().save_checkpoint(epoch, metric)
-        if best_epoch == epoch:
+        temporary = os.path.join(self.checkpoint_dir, 'tmp' + self.extension)
+        self._save(temporary, epoch, metric)
+        self._replace(temporary, os.path.join(self.checkpoint_dir, 'last' + self.extension))
+        self._rank(epoch, metric)
+        return self.best_metric, self.best_epoch
+
+    def _rank(self, epoch: int, metric: float | None) -> None:
+        """Keep `last` under its number if it is among the best, and as the best if it is that: timm's rules."""
+        full = len(self.checkpoint_files) >= self.max_history
+        worst = self.checkpoint_files[-1][1] if self.checkpoint_files else None
+        if not full or worst is None or (metric is not None and self.cmp(metric, worst)):
+            if full:
+                self._cleanup_checkpoints(1)
+            path = self._checkpoint_path(epoch)
+            self._duplicate(os.path.join(self.checkpoint_dir, 'last' + self.extension), path)
+            self._track_checkpoint(path, epoch, metric)
+        if self.best_epoch == epoch:
             self._save_safetensors()
-        return best_metric, best_epoch
+
+    def _save(self, save_path: str, epoch: int, metric: float | None = None) -> None:
+        try:
+            super()._save(save_path, epoch, metric)
+            sync(save_path)
+        except (OSError, RuntimeError) as error:  # torch's writer has no errno
+            with suppress(OSError):
+                os.remove(save_path)
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise SaveError(f'Cannot save the checkpoint {save_path}: {reason}') from error
+
+    def _replace(self, src: str, dst: str) -> None:
+        with save_errors(self.checkpoint_dir):
+            replace(src, dst)
+
+    def _duplicate(self, src: str, dst: str) -> None:
+        with save_errors(self.checkpoint_dir):
+            temporary = dst + '.tmp'
+            super()._duplicate(src, temporary)
+            sync(temporary)
+            replace(temporary, dst)
+            with suppress(FileNotFoundError):  # renaming one name of a file to another of it leaves both
+                os.remove(temporary)
 
     def _save_safetensors(self) -> None:
         # The averaged weights if there are any: those are what timm loads from model_best.pth.tar too.
         state = get_state_dict(self.task.get_eval_model(ema=self.task.has_ema()), unwrap_model)
         state = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}  # no aliases
-        path = os.path.join(self.checkpoint_dir, 'model_best.safetensors')
-        safetensors.torch.save_file(state, path + '.tmp')
-        os.replace(path + '.tmp', path)
+        with (
+            save_errors(self.checkpoint_dir),
+            replacing(os.path.join(self.checkpoint_dir, 'model_best.safetensors')) as path,
+        ):
+            safetensors.torch.save_file(state, path)
+
+
+def _recoveries(folder: str) -> list[tuple[tuple[int, int], str]]:
+    """The recovery checkpoints of a folder: epoch and update, and path."""
+    matches = [re.fullmatch(r'recovery-(\d+)-(\d+)\.pth\.tar', name) for name in _listdir(folder)]
+    return [((int(m[1]), int(m[2])), os.path.join(folder, m[0])) for m in matches if m]

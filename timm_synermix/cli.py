@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NoReturn
@@ -22,7 +23,7 @@ _AT_LEAST = {
     **dict.fromkeys(['epochs', 'stop_epoch', 'log_interval', 'val_interval', 'checkpoint_hist'], 1),
     **dict.fromkeys(['seed', 'workers', 'lr', 'warmup_epochs', 'recovery_interval', 'mixup_off_epoch', 'tta'], 0),
     **dict.fromkeys(['start_epoch', 'mixup', 'cutmix', 'aug_repeats', 'aug_splits', 'epoch_repeats', 'clip_grad'], 0),
-    **dict.fromkeys(['synermix_num_mixed', 'synermix_off_epoch', 'manifold_mixup'], 0),
+    **dict.fromkeys(['synermix_num_mixed', 'synermix_off_epoch', 'manifold_mixup', 'max_bad_steps'], 0),
 }
 _FRACTIONS = ['hflip', 'vflip', 'reprob', 'mixup_prob', 'mixup_switch_prob', 'smoothing', 'drop', 'drop_path']
 _FRACTIONS += ['color_jitter_prob', 'grayscale_prob', 'gaussian_blur_prob', 'model_ema_decay', 'synermix_beta']
@@ -121,6 +122,21 @@ def add_manifold_mixup_args(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_reliability_args(parser: argparse.ArgumentParser) -> None:
+    """Add the flags for bad data and bad numbers to a training script's parser."""
+    group = parser.add_argument_group('What goes wrong')
+    group.add_argument(
+        '--strict-data', action='store_true', help='stop at the first image that cannot be read, instead of skipping it'
+    )
+    group.add_argument(
+        '--max-bad-steps',
+        type=int,
+        default=0,
+        metavar='N',
+        help='skip up to this many updates of a run whose loss is not finite, then stop',
+    )
+
+
 def synermix_loader_kwargs(args: argparse.Namespace) -> dict[str, Any]:
     """The arguments of `create_synermix_loader` that the SynerMix flags set."""
     return dict(
@@ -163,6 +179,7 @@ def create_parsers() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
     add_timm_args(parser)
     add_synermix_args(parser)
     add_manifold_mixup_args(parser)
+    add_reliability_args(parser)
     group = parser.add_argument_group('What to look at')
     group.add_argument(
         '--cohesion',
@@ -293,6 +310,8 @@ def check_args(args: argparse.Namespace) -> None:
         raise ValueError(f'--batch-size must be even with --mixup or --cutmix, got {args.batch_size}')
     if args.resume == 'auto' and not args.experiment:
         raise ValueError('--resume auto needs --experiment, the folder to resume in')
+    if args.experiment and (os.path.isabs(args.experiment) or os.path.normpath(args.experiment).startswith('..')):
+        raise ValueError(f'--experiment must name a folder inside of --output, got {args.experiment}')
     if args.torchscript and args.torchcompile:
         raise ValueError('--torchscript and --torchcompile exclude each other')
     if args.split_bn and args.aug_splits < 2 and not args.resplit:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -11,12 +11,22 @@ import numpy as np
 import torch
 from timm.data import create_transform
 from timm.data.distributed_sampler import RepeatAugSampler
-from timm.data.loader import MultiEpochsDataLoader, PrefetchLoader, _worker_init
+from timm.data.loader import PrefetchLoader, _worker_init
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 from torch import distributed as dist
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, Subset, default_collate
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    IterableDataset,
+    Subset,
+    default_collate,
+)
 
+from timm_synermix.loading import SampleLoader, SamplePrefetchLoader
+from timm_synermix.reading import ReadableImages
 from timm_synermix.sampler import SupplementBatchSampler
 
 _logger = logging.getLogger(__name__)
@@ -51,29 +61,24 @@ class TwoViewTransform:
         return self.clean(image), self.augmented(image)
 
 
-class TwoViewDataset(Dataset):
+class TwoViewDataset(ReadableImages):
     """The views of a data set's images: sample i is `((clean, augmented), target)`, sample `~i` `((clean,), target)`.
 
     Args:
-        dataset: Yields `(image, target)`, untransformed.
+        dataset: See `ReadableImages`.
         transform: Makes the views.
     """
 
-    def __init__(self, dataset: Any, transform: TwoViewTransform) -> None:
-        self.dataset = dataset
-        self.transform = transform
+    transform: TwoViewTransform
 
-    def __len__(self) -> int:
-        return len(self.dataset)
+    def __init__(self, dataset: Any, transform: TwoViewTransform) -> None:
+        super().__init__(dataset, transform)
 
     def __getitem__(self, index: int) -> tuple[tuple[Tensor, ...], int]:
-        image, target = self.dataset[index if index >= 0 else ~index]
-        return self.transform(image) if index >= 0 else (self.transform.clean(image),), target
-
-    def set_epoch(self, epoch: int) -> None:
-        """Pass the epoch on to a data set that wants to know it."""
-        if hasattr(self.dataset, 'set_epoch'):
-            self.dataset.set_epoch(epoch)
+        if index >= 0:
+            return super().__getitem__(index)
+        image, target = self.read(~index)
+        return (self.transform.clean(image),), target
 
 
 def two_view_collate(batch: list[tuple[tuple[Tensor, ...], int]]) -> tuple[Tensor, Tensor]:
@@ -81,22 +86,6 @@ def two_view_collate(batch: list[tuple[tuple[Tensor, ...], int]]) -> tuple[Tenso
     clean = [views[0] for views, _ in batch]
     augmented = [views[1] for views, _ in batch if len(views) > 1]
     return torch.stack(clean + augmented), torch.tensor([int(target) for _, target in batch])
-
-
-class TwoViewPrefetchLoader(PrefetchLoader):
-    """timm's PrefetchLoader, whose random erasing leaves the clean views alone."""
-
-    def __init__(self, loader: DataLoader, *, re_prob: float, re_mode: str, re_count: int, **kwargs: Any) -> None:
-        super().__init__(loader, **kwargs)
-        self.erase = None
-        if re_prob > 0:
-            self.erase = RandomErasing(re_prob, mode=re_mode, max_count=re_count, device=self.device)
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for input, target in super().__iter__():
-            if self.erase is not None:
-                self.erase(input[len(target) :])  # in place
-            yield input, target
 
 
 def dataset_targets(dataset: Dataset) -> np.ndarray | None:
@@ -122,6 +111,8 @@ def dataset_targets(dataset: Dataset) -> np.ndarray | None:
     elif hasattr(source, 'samples'):
         labels = [target for _, target in source.samples]
     else:
+        return None
+    if len(labels) and np.ndim(labels[0]):  # several labels an image
         return None
     target_transform = getattr(dataset, 'target_transform', None)
     if target_transform is not None:
@@ -160,6 +151,7 @@ def create_synermix_loader(
     worker_seeding: str = 'all',
     no_aug: bool = False,
     re_split: bool = False,
+    strict: bool = False,
     **transform_kwargs: Any,
 ) -> PrefetchLoader | DataLoader:
     """A training loader of clean and augmented views: timm's `create_loader` for SynerMix.
@@ -167,7 +159,8 @@ def create_synermix_loader(
     Takes the arguments of `timm.data.create_loader`, with the same meaning, and some of its own. A batch is
     `(input, target)`: input `[2N, C, H, W]`, the N clean views first, then the N augmented ones of the same images, and
     target int64 `[N]`. The clean view is the evaluation transform (resize and centre crop), the augmented one the
-    training transform, both from one decode. Random erasing skips the clean views.
+    training transform, both from one decode. Random erasing skips the clean views. A batch depends on the seed and the
+    epoch, not on the workers, see `SampleLoader`; for an image that cannot be read another one of its class is taken.
 
     Call `loader.batch_sampler.set_epoch(epoch)` at the start of each epoch. A data set without a `set_epoch` of its own
     gets one that does so, since timm's train.py calls `dataset.set_epoch(epoch)` if there is one.
@@ -184,11 +177,14 @@ def create_synermix_loader(
         batch: 'grow' adds the second images to the batch, 'fixed' keeps every batch at batch_size, see
             `SupplementBatchSampler`.
         clean_view: False leaves the clean views out: input is `[B, C, H, W]`, batches and order are as with them.
-        seed: Seed of the order of the images and of the supplements (with num_aug_repeats of the supplements alone).
+        seed: Seed of the order of the images (not with num_aug_repeats), of the supplements and of the augmentation.
         clean_interpolation: Interpolation of the clean view.
         crop_pct, crop_mode: Centre crop of the clean view.
         num_aug_repeats: Repeated augmentation, through timm's sampler.
         re_split: Has no effect: the clean views are never erased, which is what it asks for.
+        use_multi_epochs_loader: Has no effect: persistent_workers do what it is for.
+        worker_seeding: Of a streaming data set. Has no effect on others, whose samples have seeds of their own.
+        strict: Stop at the first image that cannot be read.
         transform_kwargs: Other arguments of `timm.data.create_transform`, for the augmented view. Those of
             create_loader that two views leave no choice, as collate_fn or num_aug_splits, must have their default.
 
@@ -225,67 +221,69 @@ def create_synermix_loader(
         persistent_workers=persistent_workers and num_workers > 0,
     )
     targets = dataset_targets(dataset)
-    if targets is None:
-        if singletons == 'supplement':
-            _logger.warning(
-                'SynerMix: %s does not tell its labels without reading its images, so a class with one image in a '
-                "batch is not supplemented (as with singletons='keep').",
-                type(dataset).__name__,
-            )
-        streaming = isinstance(dataset, IterableDataset)
-        if streaming and hasattr(dataset, 'set_loader_cfg'):
-            dataset.set_loader_cfg(num_workers=num_workers)  # readers estimate their length from it
-        # No labels are needed to sample, so timm's own order serves; an even batch for Mixup is the recipe's to choose.
-        sampler = None if streaming else _index_sampler(dataset, num_aug_repeats, seed, distributed)
-        loader_kwargs.update(batch_size=batch_size, sampler=sampler, drop_last=True)
-        set_epoch = getattr(sampler, 'set_epoch', None)
-    else:
-        sampler = SupplementBatchSampler(
-            _index_sampler(dataset, num_aug_repeats, seed, distributed),
-            targets,
-            batch_size,
-            supplement=singletons == 'supplement',
-            clean_only=supplement == 'clean',
-            fixed=batch == 'fixed',
-            seed=seed,
-            rank=dist.get_rank() if distributed else 0,
+    if targets is None and singletons == 'supplement':
+        _logger.warning(
+            'SynerMix: %s does not tell its labels without reading its images, so a class with one image in a '
+            "batch is not supplemented (as with singletons='keep').",
+            type(dataset).__name__,
         )
-        loader_kwargs.update(batch_sampler=sampler)
-        set_epoch = sampler.set_epoch
-    if set_epoch is not None and not hasattr(type(dataset), 'set_epoch'):
-        dataset.set_epoch = set_epoch
+    if isinstance(dataset, IterableDataset):
+        if hasattr(dataset, 'set_loader_cfg'):
+            dataset.set_loader_cfg(num_workers=num_workers)  # readers estimate their length from it
+        loader = DataLoader(views, batch_size=batch_size, drop_last=True, **loader_kwargs)
+    else:
+        rank, world_size = (dist.get_rank(), dist.get_world_size()) if distributed else (0, 1)
+        order = _index_sampler(dataset, num_aug_repeats, seed, rank, world_size)
+        batch_sampler: Any
+        if targets is None:  # an even batch for Mixup is the recipe's to choose
+            batch_sampler = BatchSampler(order, batch_size, drop_last=True)
+        else:
+            batch_sampler = SupplementBatchSampler(
+                order,
+                targets,
+                batch_size,
+                supplement=singletons == 'supplement',
+                clean_only=supplement == 'clean',
+                fixed=batch == 'fixed',
+                seed=seed,
+                rank=rank,
+            )
+        shared: dict[str, Any] = dict(seed=seed, targets=targets, strict=strict, rank=rank, world_size=world_size)
+        loader = SampleLoader(views, batch_sampler, **shared, **loader_kwargs)
+        if not hasattr(type(dataset), 'set_epoch'):
+            dataset.set_epoch = loader.batch_sampler.set_epoch
 
-    loader_class = MultiEpochsDataLoader if use_multi_epochs_loader else DataLoader
-    loader = loader_class(views, **loader_kwargs)
     if not use_prefetcher:
         return loader
-    prefetch_loader = TwoViewPrefetchLoader if clean_view else PrefetchLoader
-    return prefetch_loader(
-        loader,
+    prefetch_kwargs: dict[str, Any] = dict(
         mean=mean,
         std=std,
         channels=input_size[0] if isinstance(input_size, (tuple, list)) and len(input_size) == 3 else len(mean),
         device=device or torch.device('cuda'),
         img_dtype=img_dtype,
-        **{**erasing, 're_prob': 0.0 if no_aug else re_prob},
+    )
+    erase = None
+    if re_prob > 0 and not no_aug:
+        erase = RandomErasing(re_prob, mode=re_mode, max_count=re_count, device=prefetch_kwargs['device'])
+    return SamplePrefetchLoader(loader, erase, clean_view, **prefetch_kwargs)
+
+
+def _set_views(dataset: Any, transform: Any) -> Any:
+    """The data set of transformed images; that of a streaming data set is itself."""
+    if isinstance(dataset, IterableDataset):
+        streaming: Any = dataset
+        streaming.transform = transform
+        return streaming
+    return (
+        TwoViewDataset(dataset, transform)
+        if isinstance(transform, TwoViewTransform)
+        else ReadableImages(dataset, transform)
     )
 
 
-def _set_views(dataset: Any, transform: Any) -> Dataset:
-    """The data set of transformed images; that of a streaming data set is itself."""
-    two_views = isinstance(transform, TwoViewTransform) and not isinstance(dataset, IterableDataset)
-    source = dataset
-    while isinstance(source, Subset):
-        source = source.dataset
-    source.transform = None if two_views else transform
-    return TwoViewDataset(dataset, transform) if two_views else dataset
-
-
-def _index_sampler(dataset: Any, num_aug_repeats: float, seed: int, distributed: bool) -> Any:
+def _index_sampler(dataset: Any, num_aug_repeats: float, seed: int, rank: int, world_size: int) -> Any:
     """This rank's shuffled indices, by the samplers timm uses; one process is rank 0 of 1."""
-    shard: dict[str, Any] = dict(num_replicas=1, rank=0)
-    if distributed:
-        shard = dict(num_replicas=dist.get_world_size(), rank=dist.get_rank())
+    shard: dict[str, Any] = dict(num_replicas=world_size, rank=rank)
     if num_aug_repeats:
         return RepeatAugSampler(dataset, num_repeats=num_aug_repeats, **shard)
     return DistributedSampler(dataset, seed=seed, **shard)

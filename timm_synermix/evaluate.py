@@ -102,6 +102,7 @@ def evaluate(
     log_name: str = 'Test',
     feature_hook: FeatureHook | None = None,
     on_features: Callable[[Tensor, Tensor], None] | None = None,
+    on_batch: Callable[[], None] | None = None,
 ) -> dict[str, float]:
     """Evaluate a model on every image of a loader once, on all processes together.
 
@@ -116,6 +117,7 @@ def evaluate(
         feature_hook: Hook on the model, or on what is compiled or wrapped in it; needed for on_features.
         on_features: Called with the features `[N, D]` (see `pool_feature`) and targets `[N]` of each batch, read in the
             same forward, without the images that a distributed sampler repeats; N may be 0.
+        on_batch: Called before each batch; may raise to end the evaluation.
 
     Returns:
         timm's metrics: loss, and top1 and top5 in per cent.
@@ -124,6 +126,8 @@ def evaluate(
     model.eval()
     watched = accelerator.is_main_process and sys.stderr.isatty()
     for input, target in tqdm(loader, desc=log_name, unit='batch', leave=False, disable=not watched):
+        if on_batch is not None:
+            on_batch()
         input, target = input.to(accelerator.device), target.to(accelerator.device)
         if channels_last:
             input = input.contiguous(memory_format=torch.channels_last)
@@ -143,6 +147,9 @@ def evaluate(
             on_features(feature[:count], target[:count])
         evaluator.update(output, target)
     metrics = dict(evaluator.compute(distributed=accelerator.num_processes > 1))
+    skipped = getattr(getattr(loader, 'dataset', None), 'num_skipped', int)()
+    if skipped:
+        _logger.warning(f'{log_name}: {skipped} images cannot be read, others of their classes took their place')
     if accelerator.is_main_process:
         _logger.info(f'{log_name}: ' + '  '.join(f'{name}: {value:.4g}' for name, value in metrics.items()))
     return metrics

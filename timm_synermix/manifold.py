@@ -48,7 +48,8 @@ class ManifoldMixup:
         prob: Share of the batches that are mixed, in [0, 1].
         label_smoothing: As in `timm.data.Mixup`.
         classifier: See `FeatureHook`.
-        seed: Seed of the draws. Give each rank its own.
+
+    Draws from numpy's global generator, as timm's Mixup does: seed that differently on each rank.
 
     Raises:
         ValueError: alpha or prob is out of range, the model has no classifier, a layer does not exist or cannot be
@@ -69,7 +70,6 @@ class ManifoldMixup:
         prob: float = 1.0,
         label_smoothing: float = 0.0,
         classifier: str | Sequence[str] | None = None,
-        seed: int = 42,
     ) -> None:
         if not 0 < alpha < float('inf'):
             raise ValueError(f'alpha must be positive and finite, got {alpha}.')
@@ -85,7 +85,6 @@ class ManifoldMixup:
                 f'layers must be {INPUT!r} alone with gradient checkpointing, which computes hidden layers a second '
                 f'time without mixing, got {", ".join(self.layers)}.'
             )
-        self._generator = np.random.default_rng(seed)
         self._layer = INPUT
         self._lam: dict[str, Tensor] = {}  # of each layer, 1 for all but the drawn one
         self._rows: tuple[int, int] | None = None  # batch size and first row to mix, inside of `mixing`
@@ -108,9 +107,9 @@ class ManifoldMixup:
             is mixed by the forward of the model inside of `mixing`.
         """
         self._layer, lam = INPUT, 1.0
-        if self.mixup_enabled and self._generator.random() < self.prob:
-            self._layer = self.layers[self._generator.integers(len(self.layers))]
-            lam = float(self._generator.beta(self.alpha, self.alpha))
+        if self.mixup_enabled and np.random.rand() < self.prob:
+            self._layer = self.layers[np.random.randint(len(self.layers))]
+            lam = np.random.beta(self.alpha, self.alpha)
         # On the device: no wait, and no new graph for each value.
         self._lam = {
             name: torch.full((), lam if name == self._layer else 1.0, device=x.device) for name in (INPUT, *self.layers)

@@ -25,6 +25,7 @@ from timm_synermix.functional import (
 )
 from timm_synermix.gather import gather_rows
 from timm_synermix.mixup import Mixer
+from timm_synermix.seeding import seed_of
 
 
 class SynerMixModule(nn.Module):
@@ -123,7 +124,8 @@ class SynerMixTask(ClassificationTask):
             one. At least the largest number of images in a batch of a rank, to which features are padded; 0 for the
             classes of each rank by itself. Needs a process group.
         classifier: See `FeatureHook`.
-        seed: Seed of the mixing weights. Give each rank its own, but with gather_rows the same.
+        seed: Seed of the mixing weights. Those of the n-th batch depend on seed and n, which checkpoints hold, so that
+            a resumed run draws what it would have drawn. Give each rank its own, but with gather_rows the same.
         device, dtype, verbose: As in timm.
 
     Raises:
@@ -186,7 +188,7 @@ class SynerMixTask(ClassificationTask):
             self.bank = FeatureBank(num_classes=len(leaf.weight))
         self.synermix_enabled = True  # set to False to go on with L_inter alone, as Mixup.mixup_enabled
         self.seed = seed
-        self._generator: torch.Generator | None = None
+        self.num_batches = 0  # that were mixed so far
 
     def compile(self, backend: str = 'inductor', mode: str | None = None, **compile_kwargs: Any) -> Any:
         """Compile the training step and, by itself, the model for evaluation."""
@@ -206,20 +208,21 @@ class SynerMixTask(ClassificationTask):
         parameters = list(unwrap_model(self.trainable_module).model.parameters())
         return parameters[:-2] if exclude_head else parameters
 
-    def _generator_on(self, device: torch.device) -> torch.Generator:
-        if self._generator is None or self._generator.device != device:
-            self._generator = torch.Generator(device).manual_seed(self.seed)
-        return self._generator
-
     def get_task_state(self, module: nn.Module | None = None, ema: bool = False) -> dict[str, Any]:
-        """What a checkpoint holds besides the model: the feature bank."""
-        return {} if self.bank is None or ema else {'bank': self.bank.state_dict()}
+        """What a checkpoint holds besides the model: how many batches were mixed, and the feature bank."""
+        if ema:
+            return {}
+        state: dict[str, Any] = {'num_batches': self.num_batches}
+        return state if self.bank is None else {**state, 'bank': self.bank.state_dict()}
 
     def load_task_state(
         self, state: dict[str, Any] | None, strict: bool = True, module: nn.Module | None = None, ema: bool = False
     ) -> None:
-        """Take over the feature bank of a checkpoint, if it has one."""
-        if self.bank is not None and not ema and state and 'bank' in state:
+        """Take over what a checkpoint has of the state."""
+        if ema or not state:
+            return
+        self.num_batches = state.get('num_batches', 0)
+        if self.bank is not None and 'bank' in state:
             self.bank.load_state_dict(state['bank'], self.device)
 
     def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
@@ -269,7 +272,8 @@ class SynerMixTask(ClassificationTask):
 
     def _draw_mix(self, target: Tensor) -> tuple[Tensor, Tensor, Tensor, BankMix | None]:
         """Row and weight of each image, class of each row, and partners from the bank."""
-        generator = self._generator_on(target.device)
+        generator = torch.Generator(target.device).manual_seed(seed_of('mix', self.seed, self.num_batches))
+        self.num_batches += 1
         if self.gather_rows:
             target = gather_rows(target, self.gather_rows, fill=IGNORE_INDEX)  # padding: a class of its own, ignored
         row, row_target = class_rows(target)

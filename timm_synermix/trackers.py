@@ -5,15 +5,16 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
-from timm.utils import load_checkpoint_metadata
 from torch import Tensor
 
+from timm_synermix.checkpoint import ResumePoint
 from timm_synermix.evaluate import Cohesion
 from timm_synermix.plots import class_name, feature_map, to_array
 
@@ -51,7 +52,7 @@ class RunTrackers:
     """
 
     def __init__(
-        self, accelerator: Accelerator, args: argparse.Namespace, folder: str, resume_from: str | None
+        self, accelerator: Accelerator, args: argparse.Namespace, folder: str, resume_from: ResumePoint | None
     ) -> None:
         self._waiting: list[tuple[int, dict[str, Tensor], float]] = []
         self._window: dict[str, Tensor] = {}  # sums of the losses since the last update
@@ -157,7 +158,7 @@ def markdown(columns: list[str], rows: list[list[Any]]) -> str:
     return '\n'.join('| ' + ' | '.join(row) + ' |' for row in [columns, ['---'] * len(columns), *cells])
 
 
-def _wandb_arguments(args: argparse.Namespace, folder: str, resume_from: str | None) -> dict[str, Any]:
+def _wandb_arguments(args: argparse.Namespace, folder: str, resume_from: ResumePoint | None) -> dict[str, Any]:
     """The arguments of wandb.init; without an account the run is logged offline."""
     import wandb
 
@@ -165,9 +166,8 @@ def _wandb_arguments(args: argparse.Namespace, folder: str, resume_from: str | N
     if args.wandb_resume_id:
         kwargs.update(id=args.wandb_resume_id, resume='must')
     elif resume_from is not None:
-        saved = load_checkpoint_metadata(resume_from)
-        run_id = getattr(saved.get('args'), 'wandb_run_id', None) if isinstance(saved, dict) else None
-        if run_id:
+        run_id = getattr(resume_from.content.get('args'), 'wandb_run_id', None)
+        if isinstance(run_id, str) and re.fullmatch(r'[\w-]+', run_id):
             kwargs.update(id=run_id, resume='allow')
     if 'WANDB_MODE' not in os.environ and not wandb.login(prompt=False):
         kwargs['mode'] = 'offline'

@@ -18,6 +18,8 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
+from timm_synermix.files import replacing
+
 _logger = logging.getLogger('train')
 
 _BAR = '{desc} {percentage:3.0f}% {n_fmt}/{total_fmt} [{elapsed}<{remaining}] {postfix}'
@@ -50,9 +52,21 @@ class LossMeter:
         """The means so far on this process."""
         return {name: value.item() / self._count for name, value in self._sums.items()}
 
+    def state_dict(self) -> dict[str, Any]:
+        """The sums so far on this process, for a checkpoint."""
+        return {'sums': {name: value.item() for name, value in self._sums.items()}, 'count': self._count}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over the sums of a checkpoint."""
+        device = self.accelerator.device
+        self._sums = {name: torch.tensor(v, dtype=self._dtype, device=device) for name, v in state['sums'].items()}
+        self._count = state['count']
+
     def reduce(self) -> dict[str, float]:
         """The means so far over all processes; every process must call it."""
         names = list(self._sums)
+        if not names:  # every update was left out
+            return {'loss': math.nan}
         count = torch.tensor([self._count], device=self.accelerator.device, dtype=self._dtype)
         totals = torch.cat([torch.stack([self._sums[name] for name in names]), count])
         *sums, count = self.accelerator.reduce(totals, reduction='sum').tolist()
@@ -66,16 +80,19 @@ class TrainProgress:
         args: log_interval, rank and world_size are read.
         epoch: Index of the epoch.
         updates: Optimizer updates in the epoch.
+        first: The update to begin with, in an epoch that goes on.
     """
 
-    def __init__(self, args: argparse.Namespace, epoch: int, updates: int) -> None:
-        self.args, self.epoch, self.updates = args, epoch, updates
+    def __init__(self, args: argparse.Namespace, epoch: int, updates: int, first: int = 0) -> None:
+        self.args, self.epoch, self.updates, self.first = args, epoch, updates, first
         self.start = self.mark = time.time()
         self.samples = self.interval_samples = self.interval_updates = 0
         self.data_time = 0.0
         self.rate = 0.0  # images per second of the last interval that was reported
         watched = args.rank == 0 and sys.stderr.isatty()
-        self.bar = tqdm(total=updates, desc=f'Train {epoch}', bar_format=_BAR, leave=False) if watched else None
+        self.bar: tqdm | None = None
+        if watched:
+            self.bar = tqdm(total=updates, initial=first, desc=f'Train {epoch}', bar_format=_BAR, leave=False)
         self.bar_refreshed = 0.0
 
     def update(self, update: int, samples: int, data_time: float, meter: LossMeter, lr: float) -> bool:
@@ -108,19 +125,21 @@ class TrainProgress:
         last, mean = meter.last(), meter.mean()
         rate = self.samples / (now - self.start)
         losses = '  '.join(f'{_TRAIN_NAMES.get(name, name)}: {last[name]:#.3g} ({mean[name]:#.3g})' for name in mean)
-        interval = now - self.mark
+        interval, done = now - self.mark, update + 1 - self.first
         _logger.info(
             f'Train: {self.epoch} [{update:>4d}/{self.updates} '
             f'({100.0 * (update + 1) / self.updates:>3.0f}%)]  {losses}  '
             f'Time: {interval / self.interval_updates:.3f}s, {self.interval_samples / interval:>7.2f}/s  '
-            f'({(now - self.start) / (update + 1):.3f}s, {rate:>7.2f}/s)  '
-            f'LR: {lr:.3e}  Data: {self.data_time / (update + 1):.3f}'
+            f'({(now - self.start) / done:.3f}s, {rate:>7.2f}/s)  '
+            f'LR: {lr:.3e}  Data: {self.data_time / done:.3f}'
         )
 
-    def close(self) -> None:
-        """End the epoch: take the bar away and leave a line of rate and time."""
+    def close(self, num_skipped: int = 0) -> None:
+        """End the epoch: take the bar away and leave a line of rate and time, and of the images that were skipped."""
         if self.bar is not None:
             self.bar.close()
+        if num_skipped and self.args.rank == 0:
+            _logger.warning(f'Train: {self.epoch} skipped {num_skipped} images that cannot be read, see above')
         if self.args.rank == 0:
             seconds = time.time() - self.start
             _logger.info(f'Train: {self.epoch} done in {seconds:.1f}s, {self.samples / seconds:.1f} images/s')
@@ -143,27 +162,22 @@ def summary_row(
 
 
 def append_summary(path: str, row: Mapping[str, float]) -> None:
-    """Append a row to summary.csv under its header; the header of a new file is the row's.
+    """Append a row to summary.csv under its header; the header of a new file is the row's. The file is written anew.
 
     A column that the row lacks stays empty: the intra-class loss ends with --synermix-off-epoch. One that the file
     lacks, as after a resume with --cohesion, is added to it, empty in the rows so far.
     """
     rows: list[dict[str, Any]] = []
-    names = list(row)
-    if os.path.exists(path) and os.path.getsize(path) > 0:
+    names: list[str] = []
+    if os.path.exists(path):
         with open(path, newline='') as file:
             reader = csv.DictReader(file)
             rows, names = list(reader), list(reader.fieldnames or ())
-        if set(row) <= set(names):
-            with open(path, 'a', newline='') as file:
-                csv.DictWriter(file, names).writerow(row)
-            return
-        names += [name for name in row if name not in names]
-    with open(path + '.tmp', 'w', newline='') as file:
+    names += [name for name in row if name not in names]
+    with replacing(path) as temporary, open(temporary, 'w', newline='') as file:
         writer = csv.DictWriter(file, names)
         writer.writeheader()
         writer.writerows([*rows, row])
-    os.replace(path + '.tmp', path)
 
 
 def print_results(results: list[dict[str, Any]], metric: str, decreasing: bool) -> None:

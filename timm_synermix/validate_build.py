@@ -17,11 +17,11 @@ from timm.models import load_checkpoint
 from timm.utils import load_checkpoint_metadata, reparameterize_model, set_jit_fuser
 from torch import Tensor
 
-from timm_synermix.checkpoint import load_errors
 from timm_synermix.datasets import check_classes, create_dataset
 from timm_synermix.evaluators import LabelEvaluator, create_real_labels, load_valid_labels
 from timm_synermix.features import FeatureHook
 from timm_synermix.models import build_classifier
+from timm_synermix.resume import load_errors
 
 _logger = logging.getLogger('validate')
 

@@ -1,0 +1,153 @@
+"""A run that is stopped and resumed ends as one that was never stopped, to the last bit."""
+
+import os
+import signal
+
+import pytest
+import torch
+
+import train
+from timm_synermix.interrupts import StopRequest
+
+
+def flat(value, name=''):
+    """The leaves of nested dicts and lists, by path."""
+    if isinstance(value, dict):
+        value = list(value.items())
+    elif isinstance(value, (list, tuple)):
+        value = list(enumerate(value))
+    else:
+        return {name: value}
+    return {path: leaf for key, item in value for path, leaf in flat(item, f'{name}/{key}').items()}
+
+
+def assert_same_run(resumed, whole):
+    """Weights, average, optimizer, state of the task, best metric, history and summary.csv."""
+    for name in ('last', 'model_best'):
+        one, other = resumed.checkpoint(name), whole.checkpoint(name)
+        assert one.keys() == other.keys()
+        for key in one.keys() - {'args'}:
+            leaves, expected = flat(one[key]), flat(other[key])
+            assert leaves.keys() == expected.keys()
+            for path, leaf in leaves.items():
+                same = torch.equal(leaf, expected[path]) if torch.is_tensor(leaf) else leaf == expected[path]
+                assert same, f'{name}: {key}{path}: {leaf} != {expected[path]}'
+    assert (resumed.folder / 'summary.csv').read_bytes() == (whole.folder / 'summary.csv').read_bytes()
+    best = 'model_best.safetensors'
+    assert (resumed.folder / best).read_bytes() == (whole.folder / best).read_bytes()
+
+
+class Kill(BaseException):
+    """The end of the process, at an instruction of the test's choice."""
+
+
+@pytest.fixture
+def stop_at(monkeypatch):
+    """Make the n-th call of a function of train.py send a signal to the process, or kill it."""
+
+    def stop(name, n, signum):
+        original, calls = getattr(train, name), []
+
+        def count(*args, **kwargs):
+            calls.append(None)
+            if len(calls) == n:
+                if signum == signal.SIGKILL:
+                    raise Kill
+                os.kill(os.getpid(), signum)
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(train, name, count)
+        return lambda: monkeypatch.setattr(train, name, original)
+
+    return stop
+
+
+VARIANTS = {
+    'plain': ['--mixup', '0.5', '--cutmix', '1', '--reprob', '0.5', '--aa', 'rand-m9-mstd0.5', '--drop', '0.3'],
+    'plain no prefetcher': ['--mixup', '0.5', '--no-prefetcher', '--reprob', '0.5', '--opt', 'adamw', '--lr', '1e-3'],
+    'splits': ['--aug-splits', '2', '--jsd-loss', '--aa', 'augmix-m5-w4-d2', '--resplit', '--reprob', '0.5'],
+    'sizes': ['--train-img-sizes', '32', '48', '--train-batch-sizes', '8', '4'],
+    'synermix': [
+        '--synermix',
+        '--mixup',
+        '0.5',
+        '--reprob',
+        '0.5',
+        '--reprob',
+        '0.5',
+        '--drop-path',
+        '0.3',
+        '--model-ema',
+    ],
+    'bank': ['--synermix', '--synermix-singletons', 'bank', '--manifold-mixup', '1', '--opt', 'lookahead_adamw'],
+    'clean': ['--synermix', '--synermix-supplement', 'clean', '--aug-repeats', '2', '--grad-accum-steps', '2'],
+    'plateau': ['--synermix', '--sched', 'plateau', '--patience-epochs', '0', '--warmup-epochs', '0', '--model-ema'],
+    'updates': ['--synermix', '--synermix-batch', 'fixed', '--sched-on-updates', '--synermix-off-epoch', '2'],
+}
+PLATEAU = 'ignore:PlateauLRScheduler is deprecated:FutureWarning'
+
+
+@pytest.mark.filterwarnings(PLATEAU)
+@pytest.mark.parametrize('name', VARIANTS)
+def test_a_stop_between_epochs(run_train, name):
+    flags = [*VARIANTS[name], '--epochs', '4', '--warmup-epochs', '1', '--lr', '0.01']
+    whole = run_train(*flags, experiment='whole')
+    run_train(*flags, '--stop-epoch', '2', '-j', '2')
+    assert_same_run(run_train(*flags, '--resume', 'auto'), whole)
+
+
+@pytest.mark.filterwarnings(PLATEAU)
+@pytest.mark.parametrize('name', VARIANTS)
+def test_a_kill_in_the_middle_of_an_epoch(run_train, stop_at, name):
+    """The last recovery checkpoint is one update old: that update is made again."""
+    flags = [*VARIANTS[name], '--epochs', '4', '--warmup-epochs', '1', '--lr', '0.01', '--recovery-interval', '1']
+    whole = run_train(*flags, experiment='whole')
+    again = stop_at('update_weights', 8 if '--grad-accum-steps' not in flags else 4, signal.SIGKILL)
+    with pytest.raises(Kill):
+        run_train(*flags)
+    again()
+    assert_same_run(run_train(*flags, '--resume', 'auto', '-j', '2'), whole)
+
+
+@pytest.mark.parametrize('signum', [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(('where', 'n'), [('update_weights', 4), ('evaluate_model', 3), ('append_summary', 1)])
+def test_a_signal_is_followed_at_once_and_costs_nothing(run_train, stop_at, caplog, tmp_path, signum, where, n):
+    flags = ['--synermix', '--mixup', '0.5', '--model-ema', '--epochs', '3']
+    whole = run_train(*flags, experiment='whole')
+    again = stop_at(where, n, signum)
+    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as error:
+        run_train(*flags)
+    assert error.value.code == 128 + signum
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
+    assert f'{signum.name}: finishing this step' in caplog.text
+    assert f'Interrupted. Add --output {tmp_path} --experiment run --resume auto' in caplog.text
+    again()
+    caplog.set_level('INFO')
+    assert_same_run(run_train(*flags, '--resume', 'auto'), whole)
+
+
+def test_workers_change_nothing(run_train):
+    for flags in (VARIANTS['plain'], VARIANTS['synermix'], [*VARIANTS['synermix'], '--no-prefetcher']):
+        runs = [run_train(*flags, '--epochs', '2', '-j', j, experiment=f'workers{j}') for j in ('0', '1', '2')]
+        for run in runs[1:]:
+            assert_same_run(run, runs[0])
+        seed = run_train(*flags, '--epochs', '2', '--seed', '1', experiment='seed')
+        assert seed.summary()[0]['train_loss'] != runs[0].summary()[0]['train_loss']
+
+
+def test_a_file_is_resumed_in_its_folder(run_train):
+    flags = ['--synermix', '--epochs', '3']
+    whole = run_train(*flags, experiment='whole')
+    stopped = run_train(*flags, '--stop-epoch', '2')
+    (stopped.folder / 'last.pth.tar').unlink()
+    assert_same_run(run_train(*flags, '--resume', str(stopped.folder / 'checkpoint-1.pth.tar')), whole)
+
+
+def test_a_second_signal_is_obeyed_at_once():
+    with StopRequest(train.HostGroup()) as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(train.Stopped, match='SIGINT'):
+            stop.check()

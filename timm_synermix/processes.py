@@ -1,0 +1,77 @@
+"""What the processes of a run agree on: numbers, and that they are the same run."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from torch import distributed as dist
+
+from timm_synermix.data import dataset_targets
+
+# What may differ between the processes of a run.
+_OWN = {'rank', 'local_rank', 'device', 'workers', 'pin_mem', 'data', 'data_dir', 'config'}
+
+
+class HostGroup:
+    """The processes of a run, who exchange a few integers without their GPUs. One process is a group too."""
+
+    def __init__(self) -> None:
+        self._group: Any = None
+        self.size = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+        if self.size > 1 and dist.get_backend() != 'gloo':
+            self._group = dist.new_group(backend='gloo')
+
+    def max(self, values: Sequence[int]) -> list[int]:
+        """The largest of each value over all processes; every process must call it, with as many values."""
+        if self.size == 1:
+            return list(values)
+        tensor = torch.tensor(values, dtype=torch.int64)
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self._group)
+        return tensor.tolist()
+
+
+def check_same_run(args: argparse.Namespace, *datasets: Any) -> None:
+    """Refuse to train one model with processes that were given different flags or data.
+
+    Args:
+        args: The flags, as parsed.
+        datasets: The data sets, or None. Compared are their lengths, labels and file names.
+
+    Raises:
+        ValueError: On every process: what differs, and how.
+    """
+    if not args.distributed:
+        return
+    facts = {f'--{name.replace("_", "-")}': repr(value) for name, value in vars(args).items() if name not in _OWN}
+    for kind, dataset in zip(('training', 'validation'), datasets, strict=True):
+        if dataset is not None:
+            facts[f'the {kind} set'] = _describe(dataset)
+    check_same(facts)
+
+
+def check_same(facts: dict[str, Any]) -> None:
+    """Raise ValueError on every process if they have different facts, by name; every process must call it."""
+    everyone = gather_object([facts])
+    for rank, other in enumerate(everyone):
+        for name, value in everyone[0].items():
+            if other.get(name) != value:
+                raise ValueError(
+                    f'{name} must be the same in all processes, got {value} on rank 0, {other.get(name)} on rank {rank}'
+                )
+
+
+def _describe(dataset: Any) -> str:
+    targets, text = dataset_targets(dataset), f'{len(dataset)} images'
+    if targets is not None:
+        text += f' with labels of checksum {zlib.crc32(targets.tobytes()):08x}'
+    try:
+        names = [os.path.basename(name) for name in dataset.filenames(basename=True)]
+    except (AttributeError, NotImplementedError, AssertionError, TypeError):
+        return text
+    return text + f' and names of checksum {zlib.crc32(chr(0).join(names).encode(errors="replace")):08x}'

@@ -1,0 +1,281 @@
+"""Where a run goes on: finding a good checkpoint, refusing one of another run, loading it."""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import logging
+import os
+import re
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from timm.scheduler import PlateauLRScheduler
+from timm.task import TrainingTask, load_task_ema_checkpoint, resume_task_checkpoint
+from timm.utils import load_checkpoint_metadata, unwrap_model
+
+from timm_synermix.checkpoint import FORMAT, ResumePoint, output_folder
+from timm_synermix.cli import flag
+
+_logger = logging.getLogger('train')
+
+_LOAD_ERRORS = (
+    *(RuntimeError, ValueError, KeyError, EOFError, UnpicklingError, OSError),
+    *(SafetensorError, AttributeError, TypeError),  # of a file that holds something else
+)
+# What decides which images a batch has: no run can go on in the middle of an epoch with other ones.
+_OF_BATCHES = ['batch_size', 'world_size', 'seed', 'grad_accum_steps', 'dataset', 'train_split', 'class_map']
+_OF_BATCHES += ['aug_repeats', 'epoch_repeats', 'synermix', 'synermix_singletons', 'synermix_supplement']
+_OF_BATCHES += ['synermix_batch', 'synermix_off_epoch', 'train_img_sizes', 'train_batch_sizes', 'train_size_probs']
+# What changes nothing that is trained.
+_HARMLESS = {
+    'resume',
+    'no_resume_opt',
+    'start_epoch',
+    'stop_epoch',
+    'output',
+    'experiment',
+    'config',
+    'data',
+    'data_dir',
+}
+_HARMLESS |= {
+    'workers',
+    'pin_mem',
+    'device',
+    'rank',
+    'local_rank',
+    'world_size',
+    'distributed',
+    'use_multi_epochs_loader',
+}
+_HARMLESS |= {'log_interval', 'log_wandb', 'log_with', 'report', 'cohesion', 'save_images', 'save_epochs', 'tta'}
+_HARMLESS |= {'recovery_interval', 'checkpoint_hist', 'val_interval', 'validation_batch_size', 'worker_seeding'}
+_HARMLESS |= {'wandb_project', 'wandb_tags', 'wandb_resume_id', 'wandb_run_id', 'max_bad_steps', 'strict_data'}
+_HARMLESS |= {'pretrained', 'pretrained_path', 'initial_checkpoint', 'dataset_download', 'synchronize_step'}
+
+
+def find_resume_point(args: argparse.Namespace) -> ResumePoint | None:
+    """The checkpoint of --resume; for 'auto' the newest good one in the run's folder, None if there is none at all.
+
+    Raises:
+        ValueError: --resume names a file that is not there or is damaged, or no checkpoint in the folder is good.
+    """
+    if not args.resume:
+        return None
+    if args.resume != 'auto':
+        if not os.path.isfile(args.resume):
+            raise ValueError(f"--resume must be a checkpoint file or 'auto', got '{args.resume}'")
+        with load_errors(f'--resume: {args.resume} cannot be loaded'):
+            point = _read(args.resume)
+            check_whole(args.resume)
+        return point
+    paths, points = checkpoint_paths(output_folder(args)), []
+    for path in paths:
+        with _passed_over(path):
+            points.append(_read(path))
+    for point in sorted(points, key=lambda point: (point.epoch, point.batch), reverse=True):
+        with _passed_over(point.path):
+            check_whole(point.path)
+            return point
+    if paths:
+        raise ValueError(f'--resume auto: no checkpoint in {output_folder(args)} can be read')
+    return None
+
+
+@contextmanager
+def _passed_over(path: str) -> Iterator[None]:
+    try:
+        yield
+    except (*_LOAD_ERRORS, zipfile.BadZipFile) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        _logger.warning(f'{path} is damaged ({reason}): an earlier checkpoint is taken if there is one.')
+
+
+def checkpoint_paths(folder: str) -> list[str]:
+    """The checkpoints in a run's folder from which it can go on."""
+    names = ('last.pth.tar', 'recovery-*.pth.tar', 'checkpoint-*.pth.tar')
+    return [path for name in names for path in sorted(glob.glob(os.path.join(glob.escape(folder), name)))]
+
+
+def _read(path: str) -> ResumePoint:
+    content = load_checkpoint_metadata(path)
+    if not isinstance(content, dict):
+        raise ValueError(f'it holds no checkpoint but {type(content).__name__}')
+    point = ResumePoint(path, content, 0, 0)
+    if point.state:
+        if point.state['format'] > FORMAT:
+            raise ValueError(
+                f'it has format {point.state["format"]}, of a newer version of timm-synermix; this one knows {FORMAT}'
+            )
+        point.epoch, point.batch = int(point.state['epoch']), int(point.state['batch'])
+    elif 'epoch' in content:
+        point.epoch = int(content['epoch']) + (content.get('version', 1) > 1)
+    return point
+
+
+def check_whole(path: str) -> None:
+    """Compare a checkpoint with the checksums it holds, of each of its parts.
+
+    Raises:
+        ValueError: A part is not what was written. (zipfile.BadZipFile is none: other formats have no checksums.)
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as file:
+        damaged = file.testzip()
+    if damaged is not None:
+        raise ValueError(f'checksum of {damaged}')
+
+
+@contextmanager
+def load_errors(what: str) -> Iterator[None]:
+    """Turn an error of loading a file of weights into a ValueError: what, and the first line of the reason."""
+    try:
+        yield
+    except (*_LOAD_ERRORS, zipfile.BadZipFile) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        if isinstance(error, UnpicklingError) or 'weights_only' in reason:
+            names = re.findall(r'GLOBAL ([\w.]+)|Unsupported globals?: ([\w., ]+)\.', str(error))
+            code = ', '.join(dict.fromkeys(a or b for a, b in names))
+            if code:
+                reason = f'it holds more than weights and numbers, and could run code ({code}), so it was not loaded'
+        raise ValueError(f'{what}: {reason}') from error
+
+
+def resume_task(
+    args: argparse.Namespace,
+    task: TrainingTask,
+    optimizer: torch.optim.Optimizer,
+    scaler: Any,
+    point: ResumePoint,
+    num_batches: int,
+) -> None:
+    """Load a training checkpoint, of this script or of timm's.
+
+    Args:
+        args: The flags.
+        task, optimizer, scaler: What to load it into.
+        point: The checkpoint.
+        num_batches: Batches of an epoch now.
+
+    Raises:
+        ValueError: It is of another model or, in the middle of an epoch, of other batches; or does not fit.
+    """
+    saved = point.content.get('args')
+    _check_flags(args, vars(saved) if isinstance(saved, argparse.Namespace) else {}, point)
+    if point.batch and point.state.get('num_batches') != num_batches:
+        raise ValueError(
+            f'--data-dir must hold the images that {point.path} is of, to go on in the middle of an epoch: it had '
+            f'{point.state.get("num_batches")} batches, now it has {num_batches}'
+        )
+    with load_errors(f'--resume: {point.path} cannot be loaded into this model and optimizer'):
+        if not args.no_resume_opt:
+            _check_same_optimizer(point.content, optimizer)
+        resume_task_checkpoint(
+            task,
+            point.path,
+            optimizer=None if args.no_resume_opt else optimizer,
+            loss_scaler=None if args.no_resume_opt else scaler,
+            log_info=args.rank == 0,
+        )
+        if task.has_ema():
+            load_task_ema_checkpoint(task, point.path)
+        ranks = point.state.get('ranks', [])
+        if len(ranks) == args.world_size > 1:
+            load_rank_state(task, ranks[args.rank])
+
+
+def _check_flags(args: argparse.Namespace, saved: dict[str, Any], point: ResumePoint) -> None:
+    def differs(name: str) -> bool:
+        if name not in saved or not hasattr(args, name):
+            return False
+        old, new = saved[name], getattr(args, name)
+        if name == 'model':  # without the tag of the pretrained weights
+            return str(old).partition('.')[0] != str(new).partition('.')[0]
+        return (list(old) if isinstance(old, tuple) else old) != (list(new) if isinstance(new, tuple) else new)
+
+    for name in ('model', 'num_classes', 'in_chans', 'task'):
+        if differs(name):
+            raise ValueError(
+                f'{flag(name)} must be {saved[name]}, as of --resume {point.path}, got {getattr(args, name)}'
+            )
+    if point.batch:
+        for name in filter(differs, _OF_BATCHES):
+            what = 'the number of processes' if name == 'world_size' else flag(name)
+            raise ValueError(
+                f'{what} must be {saved[name]}, as of {point.path}, to go on in the middle of an epoch, '
+                f'got {getattr(args, name)}; --resume with a checkpoint of a whole epoch to change it'
+            )
+    changed = [name for name in saved if name not in _HARMLESS and differs(name)]
+    if changed and args.rank == 0:
+        text = ', '.join(f'{flag(name)} {getattr(args, name)} (was {saved[name]})' for name in changed)
+        _logger.warning(f'Not the run that {point.path} is of, other from here on: {text}')
+
+
+def _check_same_optimizer(saved: dict[str, Any], optimizer: torch.optim.Optimizer) -> None:
+    """torch takes the state of another optimizer without a word, and fails at the first step."""
+    groups = saved.get('optimizer', {}).get('param_groups', [])
+    needed = optimizer.state_dict()['param_groups'][0].keys()
+    if groups and not needed <= groups[0].keys():  # a schedule adds keys of its own
+        raise ValueError('it is of another optimizer; --no-resume-opt takes the weights alone')
+
+
+def resume_schedule(scheduler: Any, lrs: list[float], point: ResumePoint | None, epoch: int, update: int) -> None:
+    """Put a new schedule where it was.
+
+    timm's schedules are functions of the epoch or the update; that of the plateau remembers.
+
+    Args:
+        scheduler: The schedule.
+        lrs: The learning rates of the checkpoint, which building the schedule has overwritten.
+        point: The checkpoint.
+        epoch, update: Where to go on.
+    """
+    if not isinstance(scheduler, PlateauLRScheduler):
+        scheduler.step(epoch)
+        scheduler.step_update(update)
+    elif point is not None and point.state.get('schedule'):
+        state = dict(point.state['schedule'])
+        scheduler.restore_lr = state.pop('restore_lr')
+        scheduler.lr_scheduler.load_state_dict(state)
+        for group, lr in zip(scheduler.optimizer.param_groups, lrs, strict=True):
+            group['lr'] = lr
+        if not point.batch:  # it was saved before this step
+            scheduler.step(epoch, point.content.get('metric'))
+
+
+def schedule_state(scheduler: Any) -> dict[str, Any] | None:
+    """What a schedule remembers."""
+    if not isinstance(scheduler, PlateauLRScheduler):
+        return None
+    return {**scheduler.lr_scheduler.state_dict(), 'restore_lr': scheduler.restore_lr}
+
+
+def rank_state(task: TrainingTask) -> dict[str, Any]:
+    """What each process of several has for itself: BatchNorm's statistics, of the average too, and the feature bank."""
+    state: dict[str, Any] = {'buffers': _buffers(task.get_eval_model())}
+    if task.has_ema():
+        state['ema_buffers'] = _buffers(task.get_eval_model(ema=True))
+    if getattr(task, 'bank', None) is not None:
+        state['bank'] = {name: value.cpu() for name, value in task.bank.state_dict().items()}
+    return state
+
+
+def load_rank_state(task: TrainingTask, state: dict[str, Any]) -> None:
+    """Take over what `rank_state` gave."""
+    unwrap_model(task.get_eval_model()).load_state_dict(state['buffers'], strict=False)
+    if task.has_ema() and 'ema_buffers' in state:
+        unwrap_model(task.get_eval_model(ema=True)).load_state_dict(state['ema_buffers'], strict=False)
+    if getattr(task, 'bank', None) is not None and 'bank' in state:
+        task.bank.load_state_dict(state['bank'], task.device)
+
+
+def _buffers(model: Any) -> dict[str, torch.Tensor]:
+    names = dict(unwrap_model(model).named_buffers())
+    return {name: value.cpu() for name, value in unwrap_model(model).state_dict().items() if name in names}
