@@ -138,7 +138,7 @@ def main() -> None:
         sys.exit(128 + stopped.signum)  # 130 for SIGINT, 143 for SIGTERM
     except (NonFiniteLoss, SaveError, UnreadableImage) as error:
         if args.rank == 0 or not isinstance(error, NonFiniteLoss):  # which all processes raise
-            reason = str(error).splitlines()[-1]  # of a worker's, the line after its traceback
+            reason = str(error).splitlines()[-1].rpartition('UnreadableImage: ')[2]  # a worker's has its traceback
             _logger.error(f'Stopped: {reason}. {how_to_continue(args)}')
         sys.exit(1)
     if args.rank == 0:

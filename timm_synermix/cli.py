@@ -310,7 +310,7 @@ def check_args(args: argparse.Namespace) -> None:
         raise ValueError(f'--batch-size must be even with --mixup or --cutmix, got {args.batch_size}')
     if args.resume == 'auto' and not args.experiment:
         raise ValueError('--resume auto needs --experiment, the folder to resume in')
-    if args.experiment and (os.path.isabs(args.experiment) or os.path.normpath(args.experiment).startswith('..')):
+    if args.experiment and (os.path.isabs(args.experiment) or os.path.normpath(args.experiment).startswith('.')):
         raise ValueError(f'--experiment must name a folder inside of --output, got {args.experiment}')
     if args.torchscript and args.torchcompile:
         raise ValueError('--torchscript and --torchcompile exclude each other')

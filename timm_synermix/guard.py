@@ -71,7 +71,7 @@ class LossGuard:
             self._keep(self._good, self._buffers)
             return True
         bad = ' and '.join(name for name, value in zip(names, first, strict=True) if value == min(first))
-        what = f'{bad} of update {min(first)} of epoch {epoch} {"is" if first.count(min(first)) == 1 else "are"} not finite'
+        what = f'not a finite number: {bad} of update {min(first)} of epoch {epoch}'
         if self.num_bad_steps >= self.max_bad_steps:
             raise NonFiniteLoss(what)
         self.num_bad_steps += 1

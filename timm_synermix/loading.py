@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import random
 import signal
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext, suppress
@@ -167,6 +169,7 @@ class SampleDataset(Dataset):
         image = _image(_item(draw))
         generator = random.Random(seed_of('instead', self.seed, *(draw[:2] if isinstance(draw, Draw) else ()), image))
         known = sorted(in_batch)
+        generator.shuffle(known)
         targets = self.targets
         if targets is None:
             members = generator.sample(range(len(self)), min(len(self), len(known) + _MAX_TRIES))
@@ -236,15 +239,22 @@ class SampleLoader(DataLoader):
 
 
 def shielded(init: Callable[[int], None] | None, worker_id: int) -> None:
-    """Start a worker that leaves it to the main process to end at Ctrl-C, or at the first SIGTERM to all processes."""
+    """Start a worker that stops when the main process stops, not when a signal is sent to all processes of a run.
 
-    def let_one_pass(signum: int, frame: Any) -> None:
-        signal.signal(signum, signal.SIG_DFL)
-
+    The main process may be about to save where it is, and would be torn away by the loss of a worker.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, let_one_pass)
+    if hasattr(signal, 'sigwaitinfo'):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_by_parent, daemon=True).start()
     if init is not None:
         init(worker_id)
+
+
+def _end_by_parent() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 class SamplePrefetchLoader(PrefetchLoader):

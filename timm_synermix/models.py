@@ -11,6 +11,8 @@ from typing import Any
 import timm
 from timm.models import resolve_model_input_args
 
+from timm_synermix.weights import LOAD_ERRORS, load_reason
+
 
 def build_classifier(create_model: Callable[..., Any], args: argparse.Namespace, **kwargs: Any) -> Any:
     """Create the model of --model for the input that the flags ask for.
@@ -21,7 +23,8 @@ def build_classifier(create_model: Callable[..., Any], args: argparse.Namespace,
         kwargs: Other arguments of create_model.
 
     Raises:
-        ValueError: The model is unknown, does not take an argument, or has no classifier.
+        ValueError: The model is unknown, does not take an argument, or has no classifier; or its file of weights cannot
+            be loaded.
     """
     name = args.model
     init: dict[str, Any] = {}
@@ -39,12 +42,15 @@ def build_classifier(create_model: Callable[..., Any], args: argparse.Namespace,
         model = create_model(name, **init, **weights)
     except TypeError as error:
         raise ValueError(f'--model-kwargs or another flag does not fit --model {args.model}: {error}') from error
-    except RuntimeError as error:
-        if 'Unknown model' not in str(error):
+    except LOAD_ERRORS as error:
+        if 'Unknown model' in str(error):
+            close = difflib.get_close_matches(args.model, timm.list_models())
+            hint = f'; did you mean {", ".join(close)}?' if close else ''
+            raise ValueError(f"--model must be a timm model, got '{args.model}'{hint}") from error
+        file = kwargs.get('checkpoint_path') or kwargs.get('pretrained_cfg_overlay', {}).get('file')
+        if not file:
             raise
-        close = difflib.get_close_matches(args.model, timm.list_models())
-        hint = f'; did you mean {", ".join(close)}?' if close else ''
-        raise ValueError(f"--model must be a timm model, got '{args.model}'{hint}") from error
+        raise ValueError(f'{file} cannot be loaded into --model {args.model}: {load_reason(error)}') from error
     if model.num_classes < 1:
         raise ValueError(f'--model {args.model} has no classifier: encoder-only models and --num-classes 0 have none')
     return model

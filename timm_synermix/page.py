@@ -7,10 +7,11 @@ import io
 import math
 import os
 import re
-import warnings
 from collections.abc import Iterable, Mapping
 from html import escape
 from typing import TYPE_CHECKING
+
+from timm_synermix.plots import unknown_glyphs
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -100,8 +101,7 @@ class Pictures:
         A chart turns dark on dark pages, another kind of picture is left as it is.
         """
         buffer = io.BytesIO()
-        with warnings.catch_warnings():
-            warnings.filterwarnings('ignore', 'Glyph .* missing')  # a class name in a script that the font lacks
+        with unknown_glyphs():
             figure.savefig(buffer, format='png', dpi=130, metadata={'Software': None})
         with open(os.path.join(self.folder, re.sub(r'[^\w-]+', '_', name) + '.png'), 'wb') as file:
             file.write(buffer.getvalue())

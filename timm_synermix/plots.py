@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
@@ -252,8 +254,17 @@ def to_array(figure: Figure, dpi: int = 110) -> np.ndarray:
 
     figure.set_dpi(dpi)
     canvas = FigureCanvasAgg(figure)
-    canvas.draw()
+    with unknown_glyphs():
+        canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+@contextmanager
+def unknown_glyphs() -> Iterator[None]:
+    """Draw without a warning for each letter of a class name that the font lacks."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', 'Glyph .* missing')
+        yield
 
 
 def class_name(c: int, names: Sequence[str] | None) -> str:

@@ -6,28 +6,21 @@ import argparse
 import glob
 import logging
 import os
-import re
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from timm.scheduler import PlateauLRScheduler
 from timm.task import TrainingTask, load_task_ema_checkpoint, resume_task_checkpoint
-from timm.utils import load_checkpoint_metadata, unwrap_model
+from timm.utils import unwrap_model
 
 from timm_synermix.checkpoint import FORMAT, ResumePoint, output_folder
 from timm_synermix.cli import flag
+from timm_synermix.weights import LOAD_ERRORS, check_whole, load_content, load_errors, load_reason
 
 _logger = logging.getLogger('train')
 
-_LOAD_ERRORS = (
-    *(RuntimeError, ValueError, KeyError, EOFError, UnpicklingError, OSError),
-    *(SafetensorError, AttributeError, TypeError),  # of a file that holds something else
-)
 # What decides which images a batch has: no run can go on in the middle of an epoch with other ones.
 _OF_BATCHES = ['batch_size', 'world_size', 'seed', 'grad_accum_steps', 'dataset', 'train_split', 'class_map']
 _OF_BATCHES += ['aug_repeats', 'epoch_repeats', 'synermix', 'synermix_singletons', 'synermix_supplement']
@@ -92,9 +85,8 @@ def find_resume_point(args: argparse.Namespace) -> ResumePoint | None:
 def _passed_over(path: str) -> Iterator[None]:
     try:
         yield
-    except (*_LOAD_ERRORS, zipfile.BadZipFile) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        _logger.warning(f'{path} is damaged ({reason}): an earlier checkpoint is taken if there is one.')
+    except LOAD_ERRORS as error:
+        _logger.warning(f'{path} is damaged ({load_reason(error)}): an earlier checkpoint is taken if there is one.')
 
 
 def checkpoint_paths(folder: str) -> list[str]:
@@ -104,7 +96,7 @@ def checkpoint_paths(folder: str) -> list[str]:
 
 
 def _read(path: str) -> ResumePoint:
-    content = load_checkpoint_metadata(path)
+    content = load_content(path)
     if not isinstance(content, dict):
         raise ValueError(f'it holds no checkpoint but {type(content).__name__}')
     point = ResumePoint(path, content, 0, 0)
@@ -117,35 +109,6 @@ def _read(path: str) -> ResumePoint:
     elif 'epoch' in content:
         point.epoch = int(content['epoch']) + (content.get('version', 1) > 1)
     return point
-
-
-def check_whole(path: str) -> None:
-    """Compare a checkpoint with the checksums it holds, of each of its parts.
-
-    Raises:
-        ValueError: A part is not what was written. (zipfile.BadZipFile is none: other formats have no checksums.)
-    """
-    if not zipfile.is_zipfile(path):
-        return
-    with zipfile.ZipFile(path) as file:
-        damaged = file.testzip()
-    if damaged is not None:
-        raise ValueError(f'checksum of {damaged}')
-
-
-@contextmanager
-def load_errors(what: str) -> Iterator[None]:
-    """Turn an error of loading a file of weights into a ValueError: what, and the first line of the reason."""
-    try:
-        yield
-    except (*_LOAD_ERRORS, zipfile.BadZipFile) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        if isinstance(error, UnpicklingError) or 'weights_only' in reason:
-            names = re.findall(r'GLOBAL ([\w.]+)|Unsupported globals?: ([\w., ]+)\.', str(error))
-            code = ', '.join(dict.fromkeys(a or b for a, b in names))
-            if code:
-                reason = f'it holds more than weights and numbers, and could run code ({code}), so it was not loaded'
-        raise ValueError(f'{what}: {reason}') from error
 
 
 def resume_task(
@@ -202,9 +165,7 @@ def _check_flags(args: argparse.Namespace, saved: dict[str, Any], point: ResumeP
 
     for name in ('model', 'num_classes', 'in_chans', 'task'):
         if differs(name):
-            raise ValueError(
-                f'{flag(name)} must be {saved[name]}, as of --resume {point.path}, got {getattr(args, name)}'
-            )
+            raise ValueError(f'{flag(name)} must be {saved[name]}, as of {point.path}, got {getattr(args, name)}')
     if point.batch:
         for name in filter(differs, _OF_BATCHES):
             what = 'the number of processes' if name == 'world_size' else flag(name)

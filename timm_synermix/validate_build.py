@@ -16,12 +16,16 @@ from timm.layers import apply_test_time_pool, set_fast_norm
 from timm.models import load_checkpoint
 from timm.utils import load_checkpoint_metadata, reparameterize_model, set_jit_fuser
 from torch import Tensor
+from torch.utils.data import IterableDataset
 
+from timm_synermix.data import dataset_targets
 from timm_synermix.datasets import check_classes, create_dataset
 from timm_synermix.evaluators import LabelEvaluator, create_real_labels, load_valid_labels
 from timm_synermix.features import FeatureHook
+from timm_synermix.loading import SampleDataset
 from timm_synermix.models import build_classifier
-from timm_synermix.resume import load_errors
+from timm_synermix.reading import ReadableImages
+from timm_synermix.weights import load_errors
 
 _logger = logging.getLogger('validate')
 
@@ -147,6 +151,8 @@ def build_loader(args: argparse.Namespace, dataset: Any, config: dict[str, Any],
     """timm's evaluation loader of this process's part of the images."""
     dtype = getattr(torch, args.model_dtype or 'float32')
     names = ('input_size', 'interpolation', 'mean', 'std', 'crop_pct', 'crop_mode')
+    if not isinstance(dataset, IterableDataset):
+        dataset = SampleDataset(ReadableImages(dataset), targets=dataset_targets(dataset))
     return create_loader(
         dataset,
         batch_size=args.batch_size,
