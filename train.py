@@ -23,7 +23,6 @@ from typing import Any
 import torch
 import torchvision.utils
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from timm import create_model
 from timm.data import resolve_input_data_config
 from timm.layers import convert_splitbn_model, convert_sync_batchnorm, set_fast_norm
@@ -67,7 +66,7 @@ from timm_synermix.features import FeatureHook
 from timm_synermix.guard import LossGuard, NonFiniteLoss
 from timm_synermix.interrupts import Stopped, StopRequest
 from timm_synermix.models import build_classifier, check_weights_file
-from timm_synermix.processes import HostGroup, check_same, check_same_run
+from timm_synermix.processes import HostGroup, check_same_run
 from timm_synermix.reading import UnreadableImage
 from timm_synermix.resume import find_resume_point, rank_state, resume_schedule, resume_task, schedule_state
 from timm_synermix.seeding import seed_everything, seed_of
@@ -157,6 +156,7 @@ def build(args: argparse.Namespace, args_text: str) -> Run:
         ValueError: The flags, the data or the model are not fit to train.
     """
     accelerator = create_accelerator(args)
+    group = HostGroup()
     if args.rank > 0:
         logging.getLogger().setLevel(logging.WARNING)
     random_seed(args.seed)  # every process builds the same model, so that their averages (EMA) start alike
@@ -165,7 +165,7 @@ def build(args: argparse.Namespace, args_text: str) -> Run:
 
     num_classes = args.num_classes = model.num_classes if args.num_classes is None else args.num_classes
     dataset_train, dataset_eval = create_datasets(args, data_config['input_size'][0], num_classes)
-    check_same_run(args, dataset_train, dataset_eval)
+    check_same_run(group, args, dataset_train, dataset_eval)
     create_loader = partial(create_train_loader, args, dataset_train, data_config, num_classes)
     loader_train = create_loader(clean_view=args.synermix_beta != 0)
     loader_eval = None if dataset_eval is None else create_eval_loader(args, dataset_eval, data_config)
@@ -181,7 +181,7 @@ def build(args: argparse.Namespace, args_text: str) -> Run:
         ema_device = torch.device('cpu') if args.model_ema_force_cpu else None
         task.setup_ema(decay=args.model_ema_decay, use_warmup=args.model_ema_warmup, device=ema_device)
     point = find_resume_point(args)
-    check_same({'the checkpoint of --resume': point and (point.epoch, point.batch)})
+    group.check_same({'the checkpoint of --resume': point and (point.epoch, point.batch)})
     start_epoch = start_batch = 0
     if point is not None:
         resume_task(args, task, optimizer, accelerator.scaler, point, len(loader_train))
@@ -209,7 +209,6 @@ def build(args: argparse.Namespace, args_text: str) -> Run:
         task.compile(backend=args.torchcompile, mode=args.torchcompile_mode)
     task.trainable_module = accelerator.prepare_model(task.trainable_module)
     stop_epoch = args.stop_epoch or num_epochs
-    group = HostGroup()
     num_bad_steps = 0 if point is None else point.state.get('num_bad_steps', 0)
     saver = trackers = None
     if start_epoch >= stop_epoch:
@@ -307,7 +306,7 @@ def progress_state(run: Run, epoch: int, batch: int) -> dict[str, Any]:
         'epoch': epoch,
         'batch': batch,
         'num_batches': len(run.loader_train),
-        'ranks': gather_object([own]),
+        'ranks': run.stop.group.gather(own),
         'schedule': schedule_state(run.scheduler),
         'num_bad_steps': run.guard.num_bad_steps,
     }

@@ -179,5 +179,5 @@ def test_python_alone_and_ctrl_c(image_folder, tmp_path):
         finally:
             process.kill()
     text = Path(tmp_path / 'log').read_text()
-    assert 'Interrupted. Add ' in text
+    assert 'Interrupted. The last good checkpoint is ' in text
     assert 'Traceback' not in text

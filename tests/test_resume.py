@@ -121,7 +121,7 @@ def test_a_signal_is_followed_at_once_and_costs_nothing(run_train, stop_at, capl
     assert error.value.code == 128 + signum
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
     assert f'{signum.name}: finishing this step' in caplog.text
-    assert f'Interrupted. Add --output {tmp_path} --experiment run --resume auto' in caplog.text
+    assert f'Add --output {tmp_path} --experiment run --resume auto to go on' in caplog.text
     again()
     caplog.set_level('INFO')
     assert_same_run(run_train(*flags, '--resume', 'auto'), whole)

@@ -1,7 +1,9 @@
 """What a run sends to its trackers, read back from the files that the real packages write."""
 
 import json
+import os
 import re
+import sys
 import time
 from argparse import Namespace
 
@@ -10,6 +12,7 @@ import pytest
 import timm
 import torch
 import wandb
+from conftest import ROOT
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from timm.data import create_dataset, create_loader
 from wandb.proto.wandb_internal_pb2 import Record
@@ -224,3 +227,24 @@ def test_cohesion_compiled_is_the_same_and_can_be_had_or_not(run_train, flags):
     without = run_train(*flags, '--no-cohesion', experiment='without').summary()[0]
     assert not any('cdnv' in name for name in without)
     assert without == {name: value for name, value in plain.items() if name in without}  # nothing else changes
+
+
+def test_wandb_learns_what_the_user_passed_and_no_more(run_train, image_folder, tmp_path, monkeypatch):
+    """No path of the script, of Python or of the home, and no value of the environment."""
+    monkeypatch.setenv('SOME_TOKEN', 'correct-horse-battery')
+    run = run_train('--synermix', '--log-wandb')
+    (path,) = (run.folder / 'wandb').glob('offline-run-*/run-*.wandb')
+    assert wandb_records(run)[1]['config']['data_dir'] == str(image_folder)
+    folder = re.escape(str(tmp_path))
+    for message in wandb_messages(path):
+        record = Record.FromString(message)
+        if record.WhichOneof('record_type') == 'artifact':  # tells `wandb sync` where the tables wait to be uploaded
+            for entry in record.artifact.manifest.contents:
+                entry.ClearField('local_path')
+        text = re.sub(rf'{folder}[\w./-]*|{re.escape(str(image_folder))}', '', str(record))
+        assert 'correct-horse-battery' not in text
+        for private in (sys.prefix, sys.executable, str(ROOT), os.path.expanduser('~'), sys.argv[0]):
+            assert private not in text or private in ('/', 'train.py'), text
+    for file in (path.parent / 'files').rglob('*'):
+        assert not (file.is_file() and b'correct-horse-battery' in file.read_bytes())
+        assert file.name not in ('wandb-metadata.json', 'output.log')

@@ -6,6 +6,7 @@ import argparse
 import importlib
 import logging
 import os
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ from timm_synermix.checkpoint import output_root
 from timm_synermix.cli import mixup_active, mixup_kwargs, synermix_loader_kwargs, synermix_task_kwargs
 from timm_synermix.data import create_synermix_loader, dataset_targets
 from timm_synermix.datasets import check_classes, create_dataset
-from timm_synermix.loading import SampleDataset, SampleLoader, SamplePrefetchLoader
+from timm_synermix.loading import SampleDataset, SampleLoader, SamplePrefetchLoader, shielded
 from timm_synermix.manifold import ManifoldMixup
 from timm_synermix.mixup import Mixer, create_mixup
 from timm_synermix.reading import ReadableImages
@@ -256,7 +257,7 @@ def create_eval_loader(args: argparse.Namespace, dataset: Any, data_config: dict
         workers = min(2, workers)  # streaming readers pad each worker's share
     if not isinstance(dataset, IterableDataset):
         dataset = SampleDataset(ReadableImages(dataset), targets=dataset_targets(dataset), strict=args.strict_data)
-    return create_loader(
+    loader = create_loader(
         dataset,
         input_size=data_config['input_size'],
         batch_size=args.validation_batch_size or args.batch_size,
@@ -272,6 +273,9 @@ def create_eval_loader(args: argparse.Namespace, dataset: Any, data_config: dict
         device=torch.device(args.device),
         use_prefetcher=not args.no_prefetcher,
     )
+    inner = loader if args.no_prefetcher else loader.loader
+    inner.worker_init_fn = partial(shielded, inner.worker_init_fn)
+    return loader
 
 
 def create_mixup_fn(

@@ -44,10 +44,12 @@ def output_folder(args: argparse.Namespace) -> str:
 def how_to_continue(args: argparse.Namespace) -> str:
     """What to tell a user whose run has stopped."""
     folder = output_folder(args) if args.experiment else ''
-    if not (folder and any(re.match(r'(last|recovery-.*)\.pth\.tar$', name) for name in _listdir(folder))):
-        return 'No epoch has finished, there is nothing to continue.'
+    names = [name for name in _listdir(folder) if re.fullmatch(r'(last|recovery-.*)\.pth\.tar', name)]
+    if not names:
+        return 'No checkpoint has been saved, there is nothing to continue.'
+    newest = max((os.path.join(folder, name) for name in names), key=os.path.getmtime)
     flags = f'--output {args.output} ' if args.output else ''
-    return f'Add {flags}--experiment {args.experiment} --resume auto to go on from the last checkpoint.'
+    return f'The last good checkpoint is {newest}. Add {flags}--experiment {args.experiment} --resume auto to go on.'
 
 
 def _listdir(folder: str) -> list[str]:

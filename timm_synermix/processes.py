@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
 from torch import distributed as dist
 
 from timm_synermix.data import dataset_targets
@@ -19,7 +18,7 @@ _OWN = {'rank', 'local_rank', 'device', 'workers', 'pin_mem', 'data', 'data_dir'
 
 
 class HostGroup:
-    """The processes of a run, who exchange a few integers without their GPUs. One process is a group too."""
+    """The processes of a run, who exchange a few numbers without their GPUs. One process is a group too."""
 
     def __init__(self) -> None:
         self._group: Any = None
@@ -35,35 +34,47 @@ class HostGroup:
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self._group)
         return tensor.tolist()
 
+    def gather(self, value: Any) -> list[Any]:
+        """The value of every process, by rank; every process must call it."""
+        values = [value] * self.size
+        if self.size > 1:
+            dist.all_gather_object(values, value, group=self._group)
+        return values
 
-def check_same_run(args: argparse.Namespace, *datasets: Any) -> None:
+    def check_same(self, facts: dict[str, Any]) -> None:
+        """Compare facts, by name, with those of the other processes; every process must call it.
+
+        Raises:
+            ValueError: On every process: one differs.
+        """
+        everyone = self.gather(facts)
+        for rank, other in enumerate(everyone):
+            for name, value in everyone[0].items():
+                if other.get(name) != value:
+                    raise ValueError(
+                        f'{name} must be the same in all processes, got {value} on rank 0, '
+                        f'{other.get(name)} on rank {rank}'
+                    )
+
+
+def check_same_run(group: HostGroup, args: argparse.Namespace, *datasets: Any) -> None:
     """Refuse to train one model with processes that were given different flags or data.
 
     Args:
+        group: The processes.
         args: The flags, as parsed.
         datasets: The data sets, or None. Compared are their lengths, labels and file names.
 
     Raises:
         ValueError: On every process: what differs, and how.
     """
-    if not args.distributed:
+    if group.size == 1:
         return
     facts = {f'--{name.replace("_", "-")}': repr(value) for name, value in vars(args).items() if name not in _OWN}
     for kind, dataset in zip(('training', 'validation'), datasets, strict=True):
         if dataset is not None:
             facts[f'the {kind} set'] = _describe(dataset)
-    check_same(facts)
-
-
-def check_same(facts: dict[str, Any]) -> None:
-    """Raise ValueError on every process if they have different facts, by name; every process must call it."""
-    everyone = gather_object([facts])
-    for rank, other in enumerate(everyone):
-        for name, value in everyone[0].items():
-            if other.get(name) != value:
-                raise ValueError(
-                    f'{name} must be the same in all processes, got {value} on rank 0, {other.get(name)} on rank {rank}'
-                )
+    group.check_same(facts)
 
 
 def _describe(dataset: Any) -> str:

@@ -162,7 +162,10 @@ def _wandb_arguments(args: argparse.Namespace, folder: str, resume_from: ResumeP
     """The arguments of wandb.init; without an account the run is logged offline."""
     import wandb
 
-    kwargs: dict[str, Any] = dict(name=args.experiment, dir=folder, tags=args.wandb_tags)
+    # What wandb finds out by itself has paths of this machine: of the script, of Python, in warnings on the console.
+    private: dict[str, Any] = dict(x_disable_meta=True, console=os.environ.get('WANDB_CONSOLE', 'off'))
+    settings = wandb.Settings(**private)
+    kwargs: dict[str, Any] = dict(name=args.experiment, dir=folder, tags=args.wandb_tags, settings=settings)
     if args.wandb_resume_id:
         kwargs.update(id=args.wandb_resume_id, resume='must')
     elif resume_from is not None:
