@@ -4,13 +4,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-all-models quality style clean
+.PHONY: demo test test-faults test-all-models quality style clean
 
 demo: $(INSTALLED)
 	$(BIN)/python examples/demo.py
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
+
+test-faults: $(INSTALLED)
+	$(BIN)/python -m pytest -m faults
 
 test-all-models: $(INSTALLED)
 	$(BIN)/python -m pytest -m all_models

@@ -24,8 +24,6 @@ import torch
 import torchvision.utils
 from accelerate import Accelerator
 from timm import create_model
-from timm.data import resolve_input_data_config
-from timm.layers import convert_splitbn_model, convert_sync_batchnorm, set_fast_norm
 from timm.optim import create_optimizer_v2, optimizer_kwargs
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.task import TrainingTask
@@ -33,7 +31,6 @@ from timm.utils import (
     dispatch_clip_grad,
     distribute_bn,
     random_seed,
-    set_jit_fuser,
     setup_default_logging,
     unwrap_model,
 )
@@ -65,7 +62,7 @@ from timm_synermix.examples import example_images
 from timm_synermix.features import FeatureHook
 from timm_synermix.guard import LossGuard, NonFiniteLoss
 from timm_synermix.interrupts import Stopped, StopRequest
-from timm_synermix.models import build_classifier, check_weights_file
+from timm_synermix.models import build_model
 from timm_synermix.processes import HostGroup, check_same_run
 from timm_synermix.reading import UnreadableImage
 from timm_synermix.resume import find_resume_point, rank_state, resume_schedule, resume_task, schedule_state
@@ -160,7 +157,7 @@ def build(args: argparse.Namespace, args_text: str) -> Run:
     if args.rank > 0:
         logging.getLogger().setLevel(logging.WARNING)
     random_seed(args.seed)  # every process builds the same model, so that their averages (EMA) start alike
-    model, data_config = build_model(args)
+    model, data_config = build_model(create_model, args)
     random_seed(args.seed, args.rank)
 
     num_classes = args.num_classes = model.num_classes if args.num_classes is None else args.num_classes
@@ -342,63 +339,6 @@ def apply_off_epochs(run: Run, epoch: int) -> None:
         run.loader_train.mixup_enabled = False  # where the collate function mixes
         if run.mixup_fn is not None:
             run.mixup_fn.mixup_enabled = False
-
-
-def build_model(args: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
-    """The model on its device, and the data configuration that fits it.
-
-    Raises:
-        ValueError: The model is unknown or has no classifier, a file of weights is missing, or the model cannot take
-            the input asked for.
-    """
-    set_fast_norm(args.fast_norm)
-    if args.fuser:
-        set_jit_fuser(args.fuser)
-    check_weights_file('--pretrained-path', args.pretrained_path)
-    check_weights_file('--initial-checkpoint', args.initial_checkpoint)
-    kwargs: dict[str, Any] = dict(
-        num_classes=args.num_classes,
-        drop_rate=args.drop,
-        drop_path_rate=args.drop_connect if args.drop_path is None else args.drop_path,
-        drop_block_rate=args.drop_block,
-        global_pool=args.gp,
-        bn_momentum=args.bn_momentum,
-        bn_eps=args.bn_eps,
-        pretrained=args.pretrained or bool(args.pretrained_path),
-        scriptable=args.torchscript,
-        checkpoint_path=args.initial_checkpoint,
-    )
-    if args.pretrained_path:  # takes the place of the model's own weights; -1 fits the classifier to num_classes
-        kwargs['pretrained_cfg_overlay'] = dict(file=args.pretrained_path, num_classes=-1)
-    model = build_classifier(create_model, args, **kwargs)
-    if args.head_init_scale is not None or args.head_init_bias is not None:
-        init_head(model.get_classifier(), args.head_init_scale, args.head_init_bias)
-    if args.grad_checkpointing:
-        model.set_grad_checkpointing(enable=True)
-    data_config = resolve_input_data_config(model, args=vars(args))
-    return place_model(args, model), data_config
-
-
-@torch.no_grad()
-def init_head(head: Any, scale: float | None, bias: float | None) -> None:
-    if scale is not None:
-        head.weight.mul_(scale)
-        head.bias.mul_(scale)
-    if bias is not None:
-        nn.init.constant_(head.bias, bias)
-
-
-def place_model(args: argparse.Namespace, model: nn.Module) -> nn.Module:
-    """Convert what the flags want converted, and move the model to its device, type and memory layout."""
-    if args.split_bn:
-        model = convert_splitbn_model(model, max(args.aug_splits, 2))
-    if args.distributed and args.sync_bn:
-        args.dist_bn = ''  # the statistics are even already
-        model = convert_sync_batchnorm(model)
-    model.to(device=args.device, dtype=getattr(torch, args.model_dtype or 'float32'))
-    if args.channels_last:
-        model.to(memory_format=torch.channels_last)
-    return torch.jit.script(model) if args.torchscript else model
 
 
 def choose_eval_metric(args: argparse.Namespace, evaluator: Any) -> str:

@@ -121,3 +121,16 @@ def test_links_in_the_documents_lead_somewhere():
     for path in [ROOT / 'README.md', *(ROOT / 'docs').glob('*.md')]:
         for target in re.findall(r'\]\((?!http)([^)#]+)', path.read_text()):
             assert (path.parent / target).exists(), (path.name, target)
+
+
+def test_every_test_that_the_reliability_table_names_exists():
+    text = (ROOT / 'docs/reliability.md').read_text()
+    tests = ''.join(path.read_text() for path in (ROOT / 'tests').glob('test_*.py'))
+    named = set(re.findall(r'`(test_\w+)`', text))
+    assert len(named) > 30
+    for name in named:
+        assert f'def {name}(' in tests, name
+    for row in re.findall(
+        r'^\| (?!\*\*|exit|case|what|---|\d)(.*)\|$', text.partition('and its test')[2], re.MULTILINE
+    ):
+        assert '`test_' in row.rpartition('|')[2], row

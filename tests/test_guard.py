@@ -152,3 +152,22 @@ def test_float16_features_do_not_overflow_in_the_mix():
     assert mixed[0].isfinite().all()
     torch.testing.assert_close(mixed[0].double(), expected, rtol=1e-3, atol=0)
     assert not feature.sum(0).isfinite().all()
+
+
+def test_gradient_scaling_is_not_counted():
+    """The scale starts so high that gradients overflow: the scaler leaves updates out until it has come down."""
+    torch.manual_seed(0)
+    batches = [(20 * torch.randn(4, 3), torch.tensor([0, 1, 0, 1])) for _ in range(12)]
+    model = nn.Linear(3, 2)
+    before = model.weight.clone()
+    args = train.parser.parse_args(['--device', 'cpu', '--max-bad-steps', '1'])
+    accelerator = train.create_accelerator(args)
+    accelerator.scaler = torch.amp.GradScaler('cpu', init_scale=2.0**127, backoff_factor=0.5)
+    optimizer = accelerator.prepare_optimizer(torch.optim.SGD(model.parameters(), lr=0.5))
+    run = train.Run(args, accelerator, ClassificationTask(model, verbose=False), optimizer, batches)
+    run.guard = LossGuard(model.buffers(), HostGroup(), max_bad_steps=1)
+    train.train_one_epoch(run, epoch=0)
+    assert 1 <= 127 - torch.tensor(accelerator.scaler.get_scale()).log2() < 12  # some were left out, not all
+    assert run.guard.num_bad_steps == 0
+    assert model.weight.isfinite().all()
+    assert not torch.equal(model.weight, before)

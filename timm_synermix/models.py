@@ -9,7 +9,12 @@ from collections.abc import Callable
 from typing import Any
 
 import timm
+import torch
+from timm.data import resolve_input_data_config
+from timm.layers import convert_splitbn_model, convert_sync_batchnorm, set_fast_norm
 from timm.models import resolve_model_input_args
+from timm.utils import set_jit_fuser
+from torch import nn
 
 from timm_synermix.weights import LOAD_ERRORS, load_reason
 
@@ -54,6 +59,67 @@ def build_classifier(create_model: Callable[..., Any], args: argparse.Namespace,
     if model.num_classes < 1:
         raise ValueError(f'--model {args.model} has no classifier: encoder-only models and --num-classes 0 have none')
     return model
+
+
+def build_model(create_model: Callable[..., Any], args: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
+    """The model to train on its device, and the data configuration that fits it.
+
+    Args:
+        create_model: See `build_classifier`.
+        args: The flags of train.py.
+
+    Raises:
+        ValueError: The model is unknown or has no classifier, a file of weights is missing, or the model cannot take
+            the input asked for.
+    """
+    set_fast_norm(args.fast_norm)
+    if args.fuser:
+        set_jit_fuser(args.fuser)
+    check_weights_file('--pretrained-path', args.pretrained_path)
+    check_weights_file('--initial-checkpoint', args.initial_checkpoint)
+    kwargs: dict[str, Any] = dict(
+        num_classes=args.num_classes,
+        drop_rate=args.drop,
+        drop_path_rate=args.drop_connect if args.drop_path is None else args.drop_path,
+        drop_block_rate=args.drop_block,
+        global_pool=args.gp,
+        bn_momentum=args.bn_momentum,
+        bn_eps=args.bn_eps,
+        pretrained=args.pretrained or bool(args.pretrained_path),
+        scriptable=args.torchscript,
+        checkpoint_path=args.initial_checkpoint,
+    )
+    if args.pretrained_path:  # takes the place of the model's own weights; -1 fits the classifier to num_classes
+        kwargs['pretrained_cfg_overlay'] = dict(file=args.pretrained_path, num_classes=-1)
+    model = build_classifier(create_model, args, **kwargs)
+    if args.head_init_scale is not None or args.head_init_bias is not None:
+        _init_head(model.get_classifier(), args.head_init_scale, args.head_init_bias)
+    if args.grad_checkpointing:
+        model.set_grad_checkpointing(enable=True)
+    data_config = resolve_input_data_config(model, args=vars(args))
+    return _place_model(args, model), data_config
+
+
+@torch.no_grad()
+def _init_head(head: Any, scale: float | None, bias: float | None) -> None:
+    if scale is not None:
+        head.weight.mul_(scale)
+        head.bias.mul_(scale)
+    if bias is not None:
+        nn.init.constant_(head.bias, bias)
+
+
+def _place_model(args: argparse.Namespace, model: nn.Module) -> nn.Module:
+    """Convert what the flags want converted, and move the model to its device, type and memory layout."""
+    if args.split_bn:
+        model = convert_splitbn_model(model, max(args.aug_splits, 2))
+    if args.distributed and args.sync_bn:
+        args.dist_bn = ''  # the statistics are even already
+        model = convert_sync_batchnorm(model)
+    model.to(device=args.device, dtype=getattr(torch, args.model_dtype or 'float32'))
+    if args.channels_last:
+        model.to(memory_format=torch.channels_last)
+    return torch.jit.script(model) if args.torchscript else model
 
 
 def check_weights_file(flag: str, path: str | None) -> None:
