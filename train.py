@@ -45,9 +45,9 @@ from timm_synermix.build import (
     create_task,
     create_train_loader,
     resolve_lr,
+    run_facts,
 )
 from timm_synermix.checkpoint import (
-    ResumePoint,
     RunSaver,
     SaveError,
     experiment_name,
@@ -62,8 +62,9 @@ from timm_synermix.examples import example_images
 from timm_synermix.features import FeatureHook
 from timm_synermix.guard import LossGuard, NonFiniteLoss
 from timm_synermix.interrupts import Stopped, StopRequest
+from timm_synermix.loading import warn_of_skipped
 from timm_synermix.models import build_model
-from timm_synermix.processes import HostGroup, check_same_run
+from timm_synermix.processes import HostGroup, lost_process
 from timm_synermix.reading import UnreadableImage
 from timm_synermix.resume import find_resume_point, rank_state, resume_schedule, resume_task, schedule_state
 from timm_synermix.seeding import seed_everything, seed_of
@@ -109,8 +110,9 @@ class Run:
     cohesion: Cohesion | None = None  # of the last evaluation
     saver: RunSaver | None = None  # of the main process
     trackers: RunTrackers | None = None  # of the main process
-    resumed_from: ResumePoint | None = None
+    resumed_losses: dict[str, Any] | None = None  # the sums of the first epoch, if the run goes on in the middle of it
     meter: LossMeter | None = None  # of the epoch
+    done_batches: int = 0  # of the epoch, up to the last update
     guard: LossGuard = field(default_factory=lambda: LossGuard([], HostGroup()))
     stop: StopRequest = field(default_factory=lambda: StopRequest(HostGroup()))
     results: list[dict[str, Any]] = field(default_factory=list)
@@ -135,10 +137,16 @@ def main() -> None:
     except (NonFiniteLoss, SaveError, UnreadableImage) as error:
         if args.rank == 0 or not isinstance(error, NonFiniteLoss):  # which all processes raise
             reason = str(error).splitlines()[-1].rpartition('UnreadableImage: ')[2]  # a worker's has its traceback
-            _logger.error(f'Stopped: {reason}. {how_to_continue(args)}')
+            hint = '. See --lr and --max-bad-steps' if isinstance(error, NonFiniteLoss) else ''
+            _logger.error(f'Stopped: {reason}{hint}. {how_to_continue(args)}')
+        sys.exit(1)
+    except RuntimeError as error:
+        if args.world_size == 1 or not lost_process(error):
+            raise
+        _logger.error(f'Stopped: another process of the run has ended. {how_to_continue(args)}')
         sys.exit(1)
     if args.rank == 0:
-        if run.saver is not None and run.saver.best_metric is not None:
+        if run.results and run.saver is not None and run.saver.best_metric is not None:
             _logger.info(f'*** Best {run.eval_metric}: {run.saver.best_metric:.4f} (epoch {run.saver.best_epoch})')
             if args.report:
                 write_run_report(run)
@@ -162,7 +170,7 @@ def build(args: argparse.Namespace, args_text: str) -> Run:
 
     num_classes = args.num_classes = model.num_classes if args.num_classes is None else args.num_classes
     dataset_train, dataset_eval = create_datasets(args, data_config['input_size'][0], num_classes)
-    check_same_run(group, args, dataset_train, dataset_eval)
+    group.check_same(run_facts(args, dataset_train, dataset_eval))
     create_loader = partial(create_train_loader, args, dataset_train, data_config, num_classes)
     loader_train = create_loader(clean_view=args.synermix_beta != 0)
     loader_eval = None if dataset_eval is None else create_eval_loader(args, dataset_eval, data_config)
@@ -197,7 +205,7 @@ def build(args: argparse.Namespace, args_text: str) -> Run:
         raise ValueError(f'--stop-epoch must be at most the {num_epochs} epochs of the run, got {args.stop_epoch}')
     if scheduler is not None and (start_epoch or start_batch):
         num_updates = start_epoch * updates_per_epoch + -(-start_batch // args.grad_accum_steps)
-        resume_schedule(scheduler, lrs, point, start_epoch, num_updates)
+        resume_schedule(scheduler, lrs, None if args.no_resume_opt else point, start_epoch, num_updates)
 
     feature_hook = None
     if args.cohesion:  # before compile, which does not see later hooks
@@ -206,13 +214,18 @@ def build(args: argparse.Namespace, args_text: str) -> Run:
         task.compile(backend=args.torchcompile, mode=args.torchcompile_mode)
     task.trainable_module = accelerator.prepare_model(task.trainable_module)
     stop_epoch = args.stop_epoch or num_epochs
+    complete = start_epoch >= stop_epoch
     num_bad_steps = 0 if point is None else point.state.get('num_bad_steps', 0)
     saver = trackers = None
-    if start_epoch >= stop_epoch:
+    if complete:
         _logger.info(f'Nothing to do: {start_epoch} of {stop_epoch} epochs are done.')
-        if args.report:
-            _logger.warning(f'No report without training: validate.py --compare {output_folder(args)} --report DIR')
-    elif args.rank == 0:
+        if args.report and point is not None:
+            folder = os.path.dirname(point.path)
+            _logger.warning(f'No report without training: validate.py --compare {folder} --report DIR')
+    # A complete run may have ended before its last checkpoint was compared with the best.
+    if args.rank == 0 and not (
+        complete and (not args.experiment or point is None or not point.is_in(output_folder(args)))
+    ):
         args.experiment = experiment_name(args, data_config['input_size'][-1])
         saver = RunSaver(
             output_folder(args),
@@ -227,6 +240,7 @@ def build(args: argparse.Namespace, args_text: str) -> Run:
             decreasing=eval_metric == 'loss',
             max_history=args.checkpoint_hist,
         )
+    if saver is not None and not complete:
         log_start(args, task, loader_train, data_config, num_epochs, scheduler)
         trackers = RunTrackers(accelerator, args, saver.checkpoint_dir, point)
     return Run(
@@ -249,7 +263,7 @@ def build(args: argparse.Namespace, args_text: str) -> Run:
         feature_hook=feature_hook,
         saver=saver,
         trackers=trackers,
-        resumed_from=point,
+        resumed_losses=point.state['ranks'][args.rank]['losses'] if point and start_batch else None,
         guard=LossGuard(model.buffers(), group, args.max_bad_steps, num_bad_steps),
         stop=StopRequest(group),
     )
@@ -267,19 +281,22 @@ def fit(run: Run) -> None:
         for epoch in range(run.start_epoch, run.stop_epoch):
             apply_off_epochs(run, epoch)
             set_epoch(run.loader_train, epoch, run.start_batch if epoch == run.start_epoch else 0)
-            train_metrics = train_one_epoch(run, epoch)
             done = epoch + 1
-            if done % args.val_interval and done not in save_epochs and done != run.stop_epoch:
+            due = not done % args.val_interval or done in save_epochs or done == run.stop_epoch
+            with saved_if_stopped(run, epoch):
+                train_metrics = train_one_epoch(run, epoch)
+                run.stop.check()
+                eval_metrics = evaluate_task(run) if due and run.loader_eval is not None else None
+            if not due:
                 if run.scheduler is not None:
                     run.scheduler.step(done, metric=None)
                 continue
-            with saved_if_stopped(run, epoch, len(run.loader_train)):
-                eval_metrics = None if run.loader_eval is None else evaluate_task(run)
             metric = (eval_metrics or train_metrics)[run.eval_metric]
             cohesion = {} if run.cohesion is None else run.cohesion.metrics
             run.results.append({'epoch': epoch, 'train': train_metrics})
             if eval_metrics:
                 run.results[-1]['validation'] = {**eval_metrics, **cohesion}
+            run.guard.check_weights(run.task.get_eval_model(), epoch)
             state = progress_state(run, done, batch=0)
             if run.saver is not None and run.trackers is not None:
                 row = summary_row(epoch, train_metrics, eval_metrics, mean_lr(run.optimizer), cohesion)
@@ -312,6 +329,7 @@ def progress_state(run: Run, epoch: int, batch: int) -> dict[str, Any]:
 def save_in_epoch(run: Run, epoch: int, batch: int) -> None:
     """Save where the run is in the middle of an epoch; every process must call it."""
     run.guard.accepts(epoch, always=True)  # nothing bad is saved
+    run.guard.check_weights(run.task.get_eval_model(), epoch)
     state = progress_state(run, epoch, batch)
     if run.saver is not None:
         run.saver.run_state = state
@@ -319,12 +337,14 @@ def save_in_epoch(run: Run, epoch: int, batch: int) -> None:
 
 
 @contextmanager
-def saved_if_stopped(run: Run, epoch: int, batch: int) -> Iterator[None]:
-    """If the run is stopped in the block, save where it is: after that many batches of the epoch."""
+def saved_if_stopped(run: Run, epoch: int) -> Iterator[None]:
+    """If a signal or an image stops the block, save where the run is: after the last update that was made."""
     try:
         yield
-    except Stopped:
-        save_in_epoch(run, epoch, batch)
+    except (Stopped, UnreadableImage) as reason:
+        together = isinstance(reason, Stopped) or run.args.world_size == 1  # all processes are here
+        if together and run.done_batches:
+            save_in_epoch(run, epoch, run.done_batches)
         raise
 
 
@@ -396,12 +416,13 @@ def train_one_epoch(run: Run, epoch: int) -> dict[str, float]:
     args, accelerator, task, optimizer, loader = run.args, run.accelerator, run.task, run.optimizer, run.loader_train
     first_batch = run.start_batch if epoch == run.start_epoch else 0
     meter = run.meter = LossMeter(accelerator)
-    if first_batch and run.resumed_from is not None:
-        ranks = run.resumed_from.state['ranks']
-        meter.load_state_dict(ranks[args.rank]['losses'])
+    run.done_batches = first_batch
+    if first_batch and run.resumed_losses is not None:
+        meter.load_state_dict(run.resumed_losses)
     if first_batch == len(loader):  # it was stopped in its evaluation
         return meter.reduce()
     task.train()
+    run.guard.keep_buffers()
     updates = -(-len(loader) // args.grad_accum_steps)
     progress = TrainProgress(args, epoch, updates, first=first_batch // args.grad_accum_steps)
     second_order = getattr(optimizer.optimizer, 'is_second_order', False)
@@ -456,17 +477,18 @@ def train_one_epoch(run: Run, epoch: int) -> dict[str, float]:
             path = os.path.join(run.saver.checkpoint_dir, f'train-batch-{batch}.jpg')
             torchvision.utils.save_image(input, path, padding=0, normalize=True)
         samples, data_time = 0, 0.0
+        run.done_batches = batch + 1
         if batch + 1 < len(loader):
             if args.recovery_interval and (update + 1) % args.recovery_interval == 0:
                 save_in_epoch(run, epoch, batch + 1)
-            with saved_if_stopped(run, epoch, batch + 1):
-                run.stop.check()
+            run.stop.check()
     run.guard.accepts(epoch, always=True)
     if hasattr(optimizer.optimizer, 'sync_lookahead'):
         optimizer.optimizer.sync_lookahead()
     if args.distributed and args.dist_bn in ('broadcast', 'reduce'):
         distribute_bn(task.trainable_module, args.world_size, args.dist_bn == 'reduce')
-    progress.close(num_skipped_images(run, epoch))
+    progress.close()
+    warn_of_skipped(f'Train: {epoch}', getattr(loader, 'dataset', None), epoch, num_skipped_images(run, epoch))
     if args.recovery_interval and updates % args.recovery_interval == 0:
         save_in_epoch(run, epoch, len(loader))
     return meter.reduce()

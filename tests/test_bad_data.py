@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import make_image_folder
 from PIL import Image
+from test_resume import assert_same_run
 from timm.data import create_transform
 
 from timm_synermix import create_synermix_loader
@@ -210,8 +211,8 @@ def test_a_run_goes_on_and_counts(run_train, folder, caplog, flags):
     run = run_train(*flags, '--epochs', '2', '-b', '10' if '--synermix' in flags else '20', data=data)
     assert len(run.summary()) == 2
     for epoch in (0, 1):
-        assert f'Train: {epoch} skipped 6 images that cannot be read' in caplog.text
-    assert ('Test: 6 images cannot be read' in caplog.text) == ('train' in flags)
+        assert f'Train: {epoch}: skipped 6 images that cannot be read' in caplog.text
+    assert ('Test: skipped 6 images that cannot be read' in caplog.text) == ('train' in flags)
     for name in BROKEN:
         assert caplog.text.count(f'b/{name} cannot be read: ') == (2 if 'train' in flags else 1)  # of each data set
 
@@ -226,6 +227,34 @@ def test_strict_data_stops_at_the_first(run_train, folder, caplog, tmp_path, fla
     (record,) = [record for record in caplog.records if record.levelno == logging.ERROR]
     assert 'Stopped: ' in record.getMessage()
     assert 'cannot be read' in record.getMessage()
+
+
+def test_an_epoch_is_not_lost_to_its_evaluation(run_train, folder, caplog):
+    """--strict-data and a broken validation image: once it is repaired, the run goes on with the evaluation."""
+    data = ('--data-dir', str(folder), '--num-classes', '3')
+    for path in folder.glob('train/*/*'):
+        if path.name in BROKEN:
+            path.unlink()
+    image = folder / 'validation' / 'b' / '0.png'
+    content = image.read_bytes()
+    image.write_bytes(b'')
+    with pytest.raises(SystemExit) as error:
+        run_train('--synermix', '--strict-data', data=data)
+    assert error.value.code == 1
+    assert 'recovery-0-' in caplog.text
+    image.write_bytes(content)
+    run = run_train('--synermix', '--strict-data', '--resume', 'auto', data=data)
+    assert len(run.summary()) == 1
+    assert_same_run(run, run_train('--synermix', '--strict-data', data=data, experiment='whole'))
+
+
+def test_a_class_without_a_readable_image_is_named(run_train, folder, caplog):
+    for split in ('train', 'validation'):
+        for path in (folder / split / 'c').iterdir():
+            path.write_bytes(b'')
+    run_train('--synermix', '-b', '20', data=('--data-dir', str(folder), '--num-classes', '3'))
+    assert 'Train: 0: no image of class 2 can be read, images of other classes took their place' in caplog.text
+    assert 'Test: no image of class 2 can be read' in caplog.text
 
 
 STRANGE = ['two words', 'größe', '<script>alert(1)</script>', 'quote\'s & "more"', '-dash', '猫']

@@ -17,7 +17,7 @@ import zipfile
 import pytest
 import torch
 import yaml
-from test_resume import assert_same_run
+from test_resume import Kill, assert_same_run
 from timm.task import ClassificationTask
 from torch import nn
 
@@ -292,6 +292,68 @@ def test_a_damaged_file_is_refused_by_name(run_train, capsys):
     assert f'--resume: {path} cannot be loaded: checksum of ' in capsys.readouterr().err
 
 
+def test_what_is_set_aside_is_not_deleted_with_what_is_written(tmp_path):
+    """Recovery checkpoints beyond the place where the run goes on have the names of those that it will write."""
+    folder = tmp_path / 'run'
+    saver = make_saver(folder)
+    save(saver, 0)
+    for update in (0, 1):
+        saver.run_state = dict(epoch=1, batch=update + 1)
+        saver.save_recovery(1, batch_idx=update)
+    for path in folder.glob('recovery-*'):
+        os.truncate(path, 100)
+    saver = make_saver(folder, find(folder))
+    for update in range(4):
+        saver.run_state = dict(epoch=1, batch=update + 1)
+        saver.save_recovery(1, batch_idx=update)
+        assert find(folder).place == (1, update + 1)
+    assert len(list(folder.glob('recovery-*.pth.tar'))) == 2
+    assert len(list(folder.glob('recovery-*.old'))) == 2
+
+
+@pytest.mark.parametrize('back', [False, True], ids=['from the start', 'from an earlier epoch'])
+def test_a_run_that_begins_again_goes_on_as_itself(run_train, caplog, back):
+    """In the folder of a longer one, whose later checkpoints are not its own."""
+    flags = ['--synermix', '--epochs', '4']
+    other = ['--seed', '7', *flags]
+    whole = run_train(*(flags if back else other), experiment='whole')
+    old = run_train(*flags)
+    start = ['--resume', str(old.folder / 'checkpoint-0.pth.tar')] if back else []
+    run_train(*(flags if back else other), *start, '--stop-epoch', '2')
+    caplog.clear()
+    resumed = run_train(*(flags if back else other), '--resume', 'auto')
+    assert 'Nothing to do' not in caplog.text
+    assert_same_run(resumed, whole)
+    kept = {path.name for path in old.folder.glob('*.old')}
+    assert kept >= {'last.pth.tar.old', 'checkpoint-3.pth.tar.old'}
+
+
+@pytest.mark.parametrize('epochs', ['1', '2'])
+def test_the_last_epoch_is_ranked_too(run_train, monkeypatch, epochs):
+    """A kill after the last checkpoint of a run: nothing is left to train, but its best may not be known."""
+    flags = ['--epochs', epochs, '--save-epochs', '1', '--eval-metric', 'loss']
+    whole = run_train(*flags, experiment='whole')
+    original = RunSaver._rank
+
+    def rank(self, epoch, metric):
+        if epoch == int(epochs) - 1:
+            raise Kill
+        original(self, epoch, metric)
+
+    monkeypatch.setattr(RunSaver, '_rank', rank)
+    with pytest.raises(Kill):
+        run_train(*flags)
+    monkeypatch.setattr(RunSaver, '_rank', original)
+    again = run_train(*flags, '--resume', 'auto')
+    assert {path.name for path in again.folder.iterdir()} == {path.name for path in whole.folder.iterdir()}
+    assert_same_run(again, whole)
+
+
+def test_a_file_of_weights_may_be_read_by_others(run_train):
+    modes = {path.name: path.stat().st_mode for path in run_train().folder.iterdir()}
+    assert modes['model_best.safetensors'] == modes['last.pth.tar'] == modes['summary.csv']
+
+
 # Of another run
 
 
@@ -299,7 +361,11 @@ REFUSED = {
     'model': ('last', ['--model', 'test_resnet'], '--model must be test_efficientnet, as of {path}, got test_resnet'),
     'classes': ('last', ['--num-classes', '5'], '--num-classes must be 4, as of {path}, got 5'),
     'channels': ('last', ['--in-chans', '1'], '--in-chans must be None, as of {path}, got 1'),
-    'optimizer': ('last', ['--opt', 'adamw'], 'it is of another optimizer; --no-resume-opt takes the weights alone'),
+    'optimizer': (
+        'last',
+        ['--opt', 'adamw'],
+        '--opt must be sgd, as of {path}, got adamw; --no-resume-opt takes the weights alone',
+    ),
     'batch': (
         'recovery',
         ['-b', '6'],
@@ -341,26 +407,14 @@ def test_more_images_are_refused_in_the_middle_of_an_epoch(run_train, finished, 
 
 def test_what_may_change_is_named(run_train, finished, caplog):
     """At the end of an epoch a user may go on with another recipe."""
-    flags = [
-        '--synermix',
-        '--resume',
-        'auto',
-        '--epochs',
-        '3',
-        '-b',
-        '6',
-        '--mixup',
-        '0.2',
-        '-j',
-        '1',
-        '--log-interval',
-        '1',
-    ]
-    assert len(run_train(*flags).summary()) == 3
+    flags = ['--synermix', '--resume', 'auto', '-j', '1', '--log-interval', '1', '--lr', '0.7']
+    assert len(run_train(*flags, '--epochs', '3', '-b', '6', '--mixup', '0.2').summary()) == 3
     (text,) = [record.getMessage() for record in caplog.records if 'Not the run that' in record.getMessage()]
     for change in ('--epochs 3 (was 2)', '--batch-size 6 (was 8)', '--mixup 0.2 (was 0.0)'):
         assert change in text
-    for harmless in ('--workers', '--resume', '--log-interval', '--recovery-interval', '--stop-epoch'):
+    assert 'Without effect' in caplog.text
+    assert '--lr 0.7 (is 0.0' in caplog.text
+    for harmless in ('--lr ', '--workers', '--resume', '--log-interval', '--recovery-interval', '--stop-epoch'):
         assert harmless not in text
 
 
@@ -428,6 +482,58 @@ def test_a_pickle_that_runs_code_is_refused(run_train, tmp_path, monkeypatch, im
     assert 'Traceback' not in text
 
 
+@pytest.mark.parametrize(
+    'run', ['x', [1], {'format': 1}, {'format': 'x', 'epoch': 1, 'batch': 0}, {'format': 1, 'epoch': 'x'}]
+)
+def test_what_is_no_checkpoint_is_said_to_be_none(run_train, finished, capsys, run):
+    path = finished.folder / 'last.pth.tar'
+    content = torch.load(path, weights_only=False)
+    content['saver']['run'] = run
+    torch.save(content, path)
+    with pytest.raises(SystemExit):
+        run_train('--synermix', '--resume', str(path))
+    assert 'it is not a checkpoint of a training run' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    'history',
+    [
+        {'saver': {'pending': ('x/../../escaped', 1e9)}},
+        {'metric': 'x'},
+        {'saver': {'best_epoch': '../x'}},
+        {'saver': {'checkpoint_files': [[1, 2]]}},
+    ],
+)
+def test_a_history_that_is_none_is_refused(run_train, capsys, tmp_path, history):
+    stopped = run_train('--stop-epoch', '1', '--epochs', '2')
+    (stopped.folder / 'checkpoint-x').mkdir()
+    path = stopped.folder / 'last.pth.tar'
+    content = torch.load(path, weights_only=False)
+    for key, value in history.items():
+        content[key] = {**content[key], **value} if isinstance(value, dict) else value
+    torch.save(content, path)
+    if 'pending' in history.get('saver', {}):  # which is not asked: the epoch says the same
+        assert len(run_train('--epochs', '2', '--resume', 'auto').summary()) == 2
+    else:
+        with pytest.raises(SystemExit) as error:
+            run_train('--epochs', '2', '--resume', 'auto')
+        assert error.value.code == 2
+        assert 'has a history of checkpoints that is none' in capsys.readouterr().err
+    assert not list(tmp_path.glob('escaped*'))
+
+
+def test_an_optimizer_of_an_older_torch_is_taken(run_train):
+    """Newer versions add settings to an optimizer's groups."""
+    flags = ['--opt', 'adamw', '--epochs', '2']
+    stopped = run_train(*flags, '--stop-epoch', '1')
+    path = stopped.folder / 'last.pth.tar'
+    content = torch.load(path, weights_only=False)
+    for group in content['optimizer']['param_groups']:
+        del group['decoupled_weight_decay']
+    torch.save(content, path)
+    assert len(run_train(*flags, '--resume', 'auto').summary()) == 2
+
+
 def test_a_checkpoint_deletes_nothing_but_checkpoints(run_train, tmp_path):
     """Its history names files, the worst of which is deleted when a better one comes."""
     victims = [tmp_path / 'victim', tmp_path / 'run' / 'summary.txt', tmp_path / 'checkpoint-9.pth.tar']
@@ -478,3 +584,29 @@ def test_checksums_are_those_of_the_zip_file(tmp_path):
     torch.load(io.BytesIO(bytes(content)))  # does not notice
     with pytest.raises(ValueError, match=r'checksum of .*data/0'):
         check_whole(str(tmp_path / 'file'))
+
+
+def test_what_is_renamed_is_on_the_disk_and_then_its_folder_too(tmp_path, monkeypatch):
+    """A file system may keep a rename and lose the content, if that was not waited for."""
+    saver = make_saver(tmp_path / 'run')
+    done = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, 'fsync', lambda fd: done.append(os.fstat(fd).st_ino) or fsync(fd))
+    monkeypatch.setattr(os, 'replace', lambda a, b: done.append((os.stat(a).st_ino, b)) or replace(a, b))
+    save(saver, 0)
+    save(saver, 1, recovery=True)
+    folder = (tmp_path / 'run').stat().st_ino
+    renamed = {}
+    for i, item in enumerate(done):
+        if isinstance(item, tuple):
+            renamed[os.path.basename(item[1])] = i
+            assert item[0] in done[:i]
+            assert done[i + 1] == folder
+    names = {
+        'last.pth.tar',
+        'checkpoint-0.pth.tar',
+        'model_best.pth.tar',
+        'model_best.safetensors',
+        'recovery-1-0.pth.tar',
+    }
+    assert renamed.keys() == names

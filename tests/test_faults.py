@@ -17,9 +17,10 @@ from torch import distributed as dist
 from torch import multiprocessing as mp
 
 import train
+from timm_synermix.build import run_facts
 from timm_synermix.datasets import create_dataset
 from timm_synermix.guard import LossGuard, NonFiniteLoss
-from timm_synermix.processes import HostGroup, check_same_run
+from timm_synermix.processes import HostGroup
 
 # Runs train.py, whose n-th call of a function sends a signal to one of its processes, as RANK:NAME:N:SIGNAL says.
 FAULT = """
@@ -83,6 +84,7 @@ def test_a_rank_dies_and_another_is_stopped(image_folder, tmp_path, fault_script
     assert whole.returncode == 0, whole.stderr[-3000:]
     process, seconds = run('apart', f'1:update_weights:5:{signal.SIGKILL}')  # in the second of three steps an epoch
     assert process.returncode != 0
+    assert 'Stopped: another process of the run has ended. The last good checkpoint is ' in process.stderr
     assert seconds < 60
     process, seconds = run('apart', f'1:evaluate_model:2:{signal.SIGTERM}')  # rank 0 is told by rank 1
     assert process.returncode != 0
@@ -201,7 +203,7 @@ def compare_ranks(rank, port, root, results):
         for argv, split in [([], 'train'), (lr, 'train'), (workers, 'train'), ([], ['train', 'other'][rank])]:
             args = train.parser.parse_args(argv)
             try:
-                check_same_run(HostGroup(), args, create_dataset('', root=f'{root}/{split}', split='x'), None)
+                HostGroup().check_same(run_facts(args, create_dataset('', root=f'{root}/{split}', split='x'), None))
                 found.append('')
             except ValueError as error:
                 found.append(str(error))

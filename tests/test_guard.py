@@ -54,6 +54,38 @@ def test_so_many_updates_are_left_out_and_no_more(caplog):
         guard.accepts(epoch=0)
 
 
+def test_buffers_are_put_back_to_what_they_were_made_between_epochs():
+    """BatchNorm's statistics are averaged over the processes after the last update of an epoch."""
+    buffer = torch.zeros(2)
+    guard = LossGuard([buffer], HostGroup(), max_bad_steps=1)
+    guard.add(losses(loss=1.0), 0)
+    assert guard.accepts(epoch=0)
+    buffer += 5
+    guard.keep_buffers()
+    buffer += NAN
+    guard.add(losses(loss=NAN), 0)
+    assert not guard.accepts(epoch=1)
+    assert torch.equal(buffer, torch.full((2,), 5.0))
+
+
+def test_weights_that_are_broken_are_not_saved(run_train, monkeypatch, caplog, tmp_path):
+    """By gradients that are not finite, of a loss that is."""
+    original = train.update_weights
+
+    def update_weights(run, num_updates):
+        original(run, num_updates)
+        if num_updates == 6:  # the last one of the second epoch
+            with torch.no_grad():
+                next(run.task.get_eval_model().parameters()).view(-1)[0] = NAN
+
+    monkeypatch.setattr(train, 'update_weights', update_weights)
+    with pytest.raises(SystemExit) as error:
+        run_train('--epochs', '3', '--batch-size', '6')
+    assert error.value.code == 1
+    assert 'Stopped: not a finite number: a weight of the model in epoch 1' in caplog.text
+    assert torch.load(tmp_path / 'run' / 'last.pth.tar', weights_only=False)['epoch'] == 0
+
+
 @pytest.fixture
 def bad_loss(monkeypatch):
     """Make a part of the loss of some batches not finite, gradients and BatchNorm's statistics too."""

@@ -127,6 +127,40 @@ def test_a_signal_is_followed_at_once_and_costs_nothing(run_train, stop_at, capl
     assert_same_run(run_train(*flags, '--resume', 'auto'), whole)
 
 
+@pytest.mark.parametrize('flags', [['--val-split', ''], ['--val-interval', '1000']])
+def test_a_signal_is_followed_where_nothing_is_evaluated(run_train, stop_at, flags):
+    """Epochs of a single update."""
+    flags = ['--synermix', '-b', '20', '--epochs', '9', *flags]
+    whole = run_train(*flags, experiment='whole')
+    again = stop_at('update_weights', 4, signal.SIGTERM)
+    with pytest.raises(SystemExit) as error:
+        run_train(*flags)
+    assert error.value.code == 143
+    again()
+    resumed = run_train(*flags, '--resume', 'auto')
+    assert resumed.checkpoint()['saver']['run'] == whole.checkpoint()['saver']['run']
+    for name, value in whole.checkpoint()['state_dict'].items():
+        assert torch.equal(value, resumed.checkpoint()['state_dict'][name])
+
+
+def test_a_skipped_update_before_a_resume(run_train, stop_at, monkeypatch):
+    """The first update of a run that goes on in the middle of an epoch is left out, and is to be logged."""
+    flags = ['--synermix', '--epochs', '1', '--recovery-interval', '1', '--max-bad-steps', '1', '--log-interval', '1']
+    again = stop_at('update_weights', 2, signal.SIGKILL)
+    with pytest.raises(Kill):
+        run_train(*flags)
+    again()
+    original, calls = train.SynerMixTask.forward, []
+
+    def forward(self, input, target):
+        calls.append(None)
+        result = original(self, input, target)
+        return {name: value * float('nan') for name, value in result.items()} if len(calls) == 1 else result
+
+    monkeypatch.setattr(train.SynerMixTask, 'forward', forward)
+    assert 0 < run_train(*flags, '--resume', 'auto').summary()[0]['train_loss'] < 10
+
+
 def test_workers_change_nothing(run_train):
     for flags in (VARIANTS['plain'], VARIANTS['synermix'], [*VARIANTS['synermix'], '--no-prefetcher']):
         runs = [run_train(*flags, '--epochs', '2', '-j', j, experiment=f'workers{j}') for j in ('0', '1', '2')]

@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, parse_flag_from_env
 from timm.data import AugMixDataset, FastCollateMixup, Mixup, MultiLabelTarget, create_loader
+from timm.data.loader import PrefetchLoader
 from timm.task import (
     ClassificationTask,
     FeatureDistillationTask,
@@ -27,9 +28,9 @@ from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, Ra
 
 from timm_synermix import devices
 from timm_synermix.checkpoint import output_root
-from timm_synermix.cli import mixup_active, mixup_kwargs, synermix_loader_kwargs, synermix_task_kwargs
+from timm_synermix.cli import flag, mixup_active, mixup_kwargs, synermix_loader_kwargs, synermix_task_kwargs
 from timm_synermix.data import create_synermix_loader, dataset_targets
-from timm_synermix.datasets import check_classes, create_dataset
+from timm_synermix.datasets import check_classes, create_dataset, describe
 from timm_synermix.loading import SampleDataset, SampleLoader, SamplePrefetchLoader, shielded
 from timm_synermix.manifold import ManifoldMixup
 from timm_synermix.mixup import Mixer, create_mixup
@@ -41,6 +42,9 @@ _logger = logging.getLogger('train')
 
 # What a launcher tells each process about how many there are: torchrun, Slurm's srun, MPI, PMI.
 _WORLD_SIZES = ('WORLD_SIZE', 'SLURM_STEP_NUM_TASKS', 'OMPI_COMM_WORLD_SIZE', 'PMI_SIZE', 'MV2_COMM_WORLD_SIZE')
+
+# The flags that may differ between the processes of a run.
+_OF_A_PROCESS = {'rank', 'local_rank', 'device', 'workers', 'pin_mem', 'data', 'data_dir', 'config'}
 
 
 def create_accelerator(args: argparse.Namespace) -> Accelerator:
@@ -136,6 +140,15 @@ def create_datasets(args: argparse.Namespace, in_chans: int, num_classes: int) -
     return train, validation
 
 
+def run_facts(args: argparse.Namespace, train: Any, validation: Any) -> dict[str, str]:
+    """What must be the same in all processes: most flags, and the lengths, labels and file names of the data."""
+    facts = {flag(name): repr(value) for name, value in vars(args).items() if name not in _OF_A_PROCESS}
+    for kind, dataset in (('training', train), ('validation', validation)):
+        if dataset is not None:
+            facts[f'the {kind} set'] = describe(dataset)
+    return facts
+
+
 def create_train_loader(
     args: argparse.Namespace, dataset: Any, data_config: dict[str, Any], num_classes: int, clean_view: bool = True
 ) -> Any:
@@ -217,7 +230,7 @@ def create_train_loader(
     if len(loader) == 0:  # timm drops the last, partial batch
         raise ValueError(f'--batch-size must be at most the number of training images, got {args.batch_size}')
     if isinstance(dataset, IterableDataset):
-        return loader
+        return _shield(loader)
     samples = _sample_loader(args, loader if args.no_prefetcher else loader.loader, targets)
     if args.no_prefetcher:
         return samples
@@ -273,7 +286,11 @@ def create_eval_loader(args: argparse.Namespace, dataset: Any, data_config: dict
         device=torch.device(args.device),
         use_prefetcher=not args.no_prefetcher,
     )
-    inner = loader if args.no_prefetcher else loader.loader
+    return _shield(loader)
+
+
+def _shield(loader: Any) -> Any:
+    inner = loader.loader if isinstance(loader, PrefetchLoader) else loader
     inner.worker_init_fn = partial(shielded, inner.worker_init_fn)
     return loader
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import glob
+import logging
 import os
 import re
 from collections.abc import Iterator
@@ -14,9 +16,13 @@ from typing import Any
 import safetensors.torch
 from safetensors import SafetensorError
 from timm.models import safe_model_name
-from timm.utils import CheckpointSaver, get_outdir, get_state_dict, trim_summary, unwrap_model
+from timm.utils import CheckpointSaver, get_outdir, get_state_dict, unwrap_model
 
 from timm_synermix.files import replace, replacing, sync
+from timm_synermix.tracking import trim_summary
+from timm_synermix.weights import LOAD_ERRORS, load_content
+
+_logger = logging.getLogger('train')
 
 FORMAT = 1  # of what a checkpoint holds beside timm's
 
@@ -44,12 +50,18 @@ def output_folder(args: argparse.Namespace) -> str:
 def how_to_continue(args: argparse.Namespace) -> str:
     """What to tell a user whose run has stopped."""
     folder = output_folder(args) if args.experiment else ''
-    names = [name for name in _listdir(folder) if re.fullmatch(r'(last|recovery-.*)\.pth\.tar', name)]
-    if not names:
+    paths = [path for path in checkpoint_paths(folder) if os.path.isfile(path)] if folder else []
+    if not paths:
         return 'No checkpoint has been saved, there is nothing to continue.'
-    newest = max((os.path.join(folder, name) for name in names), key=os.path.getmtime)
+    newest = max(paths, key=os.path.getmtime)  # of the names of one file the first, `last`
     flags = f'--output {args.output} ' if args.output else ''
     return f'The last good checkpoint is {newest}. Add {flags}--experiment {args.experiment} --resume auto to go on.'
+
+
+def checkpoint_paths(folder: str) -> list[str]:
+    """The checkpoints in a run's folder from which it can go on."""
+    names = ('last.pth.tar', 'recovery-*.pth.tar', 'checkpoint-*.pth.tar')
+    return [path for name in names for path in sorted(glob.glob(os.path.join(glob.escape(folder), name)))]
 
 
 def _listdir(folder: str) -> list[str]:
@@ -80,14 +92,42 @@ class ResumePoint:
 
     path: str
     content: dict[str, Any]
-    epoch: int
-    batch: int
+    epoch: int = 0
+    batch: int = 0
+
+    @classmethod
+    def read(cls, path: str) -> ResumePoint:
+        """Read a training checkpoint, of this script or of timm's; raises one of `LOAD_ERRORS` if it is none."""
+        content = load_content(path)
+        if not isinstance(content, dict):
+            raise ValueError(f'it holds no checkpoint but {type(content).__name__}')
+        point = cls(path, content)
+        try:
+            version = int(point.state.get('format', FORMAT))
+            if point.state:
+                point.epoch, point.batch = int(point.state['epoch']), int(point.state['batch'])
+            elif 'epoch' in content:
+                point.epoch = int(content['epoch']) + (content.get('version', 1) > 1)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ValueError('it is not a checkpoint of a training run') from error
+        if version > FORMAT:
+            raise ValueError(f'it has format {version}, of a newer version of timm-synermix; this one knows {FORMAT}')
+        return point
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Epoch and batch, by which checkpoints are ordered."""
+        return self.epoch, self.batch
 
     @property
     def state(self) -> dict[str, Any]:
         """What `RunSaver` keeps of a run beside timm's checkpoint; of one of timm's, nothing."""
         saver = self.content.get('saver')
         return (saver.get('run') or {}) if isinstance(saver, dict) else {}
+
+    def is_in(self, folder: str) -> bool:
+        """Whether the file lies in a folder."""
+        return os.path.isdir(folder) and os.path.samefile(os.path.dirname(self.path) or '.', folder)
 
 
 class RunSaver(CheckpointSaver):
@@ -99,7 +139,8 @@ class RunSaver(CheckpointSaver):
     Args:
         folder: The run's folder, created here.
         args_text: Text of `args.yaml`.
-        resume_from: Checkpoint the run goes on from, or None. One of this folder brings its history.
+        resume_from: Checkpoint the run goes on from, or None. One of this folder brings its history; checkpoints in the
+            folder that are damaged or of later epochs, or of a run that this one does not go on from, are renamed.
         start_epoch: First epoch of the run; rows of summary.csv from it on are dropped.
         kwargs: Arguments of CheckpointSaver, with a task.
 
@@ -123,32 +164,57 @@ class RunSaver(CheckpointSaver):
         except OSError as error:
             raise ValueError(f"--output: cannot write to the run's folder {folder}: {error.strerror}") from error
         for name in _listdir(folder):  # left behind by a process that was killed while it wrote
-            if re.fullmatch(r'(recovery_)?tmp\.pth\.tar|.*\.tmp', name):
+            if re.fullmatch(
+                r'(recovery_)?tmp\.pth\.tar|(args\.yaml|summary\.csv|.*\.pth\.tar|.*\.safetensors)\.tmp', name
+            ):
                 os.remove(os.path.join(folder, name))
         super().__init__(checkpoint_dir=folder, recovery_dir=folder, **kwargs)
-        if resume_from is None or not os.path.samefile(os.path.dirname(resume_from.path) or '.', folder):
-            start_epoch = 0
-        elif isinstance(resume_from.content.get('saver'), dict):
+        goes_on = resume_from is not None and resume_from.is_in(folder)
+        self._set_aside((start_epoch, resume_from.batch) if goes_on and resume_from is not None else (0, 0))
+        if goes_on and resume_from is not None:
             self._go_on(resume_from)
-        trim_summary(self.summary_path, start_epoch)
+        trim_summary(self.summary_path, start_epoch if goes_on else 0)
+
+    def _set_aside(self, place: tuple[int, int]) -> None:
+        """Rename checkpoints that are damaged or beyond a place: the run leads elsewhere from there."""
+        for path in checkpoint_paths(self.checkpoint_dir):
+            try:
+                keep = (0, 0) < ResumePoint.read(path).place <= place
+            except LOAD_ERRORS:
+                keep = False
+            if not keep:
+                os.replace(path, path + '.old')
+                _logger.info(f'Renamed {path} to {os.path.basename(path)}.old: this run does not go on from it.')
 
     def _go_on(self, point: ResumePoint) -> None:
-        """Take over the history of a checkpoint of this folder."""
-        state = dict(point.content['saver'])
-        # Names only, and only such as this class gives: these files will be deleted some day.
-        files = [
-            (name, m)
-            for name, m in state.get('checkpoint_files', ())
-            if re.fullmatch(r'checkpoint-\d+\.pth\.tar', name)
-        ]
-        epoch, metric = state.pop('pending', (None, None))
+        """Take over the history of a checkpoint of this folder.
+
+        Raises:
+            ValueError: It is not of the kind that this class writes. Files will be deleted by these names some day.
+        """
+        state = point.content.get('saver')
+        if not isinstance(state, dict):
+            return
+        epoch, metric = point.content.get('epoch'), point.content.get('metric')
+        files = [tuple(file) for file in state.get('checkpoint_files', ())]
+        numbers = [metric, state.get('best_metric'), *(value for _, value in files)]
+        if not (
+            all(value is None or isinstance(value, (int, float)) for value in [*numbers, state.get('best_epoch')])
+            and all(isinstance(name, str) for name, _ in files)
+            and isinstance(epoch, int)
+        ):
+            raise ValueError(f'--resume: {point.path} has a history of checkpoints that is none')
+        files = [(name, value) for name, value in files if re.fullmatch(r'checkpoint-\d+\.pth\.tar', name)]
         is_last = os.path.basename(point.path) == 'last.pth.tar'
         pending = (None, None) if point.batch or is_last else (epoch, metric)
         self.load_state_dict({**state, 'checkpoint_files': files, 'pending': pending})
         recoveries = sorted(_recoveries(self.checkpoint_dir), key=lambda item: item[0])
         self.prev_recovery_file, self.curr_recovery_file = ['', '', *(path for _, path in recoveries)][-2:]
-        if is_last and epoch is not None and not point.batch:
-            self._rank(epoch, metric)  # again: the run may have ended between saving and this
+        if is_last and not point.batch:  # again: the run may have ended between saving and this
+            self._rank(epoch, metric)
+            milestone = os.path.join(self.checkpoint_dir, f'milestone-{epoch + 1}{self.extension}')
+            if epoch + 1 in (getattr(self.args, 'save_epochs', None) or ()) and not os.path.exists(milestone):
+                self.save_milestone(epoch + 1)
 
     def state_dict(self, epoch: int | None = None, metric: float | None = None) -> dict[str, Any]:
         """timm's bookkeeping, and under 'run' what this script needs."""
@@ -202,11 +268,9 @@ class RunSaver(CheckpointSaver):
         # The averaged weights if there are any: those are what timm loads from model_best.pth.tar too.
         state = get_state_dict(self.task.get_eval_model(ema=self.task.has_ema()), unwrap_model)
         state = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}  # no aliases
-        with (
-            save_errors(self.checkpoint_dir),
-            replacing(os.path.join(self.checkpoint_dir, 'model_best.safetensors')) as path,
-        ):
-            safetensors.torch.save_file(state, path)
+        path = os.path.join(self.checkpoint_dir, 'model_best.safetensors')
+        with save_errors(self.checkpoint_dir), replacing(path) as temporary, open(temporary, 'wb') as file:
+            file.write(safetensors.torch.save(state))  # save_file would let nobody else read it
 
 
 def _recoveries(folder: str) -> list[tuple[tuple[int, int], str]]:

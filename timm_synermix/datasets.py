@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import zlib
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -122,6 +123,18 @@ def _check_folder(root: str | None, split: str) -> None:
     splits = [name for name in ('train', 'training', 'val', 'validation') if os.path.isdir(os.path.join(root, name))]
     if splits and os.path.isdir(root) and os.path.samefile(_search_split(root, split), root):
         raise ValueError(f"--data-dir: '{root}' has no split '{split}', only {', '.join(splits)}.")
+
+
+def describe(dataset: Any) -> str:
+    """The length, the labels and the file names of a data set in a few words that differ if they do."""
+    targets, text = dataset_targets(dataset), f'{len(dataset)} images'
+    if targets is not None:
+        text += f' with labels of checksum {zlib.crc32(targets.tobytes()):08x}'
+    try:
+        names = [os.path.basename(name) for name in dataset.filenames(basename=True)]
+    except (AttributeError, NotImplementedError, AssertionError, TypeError):  # it has none
+        return text
+    return text + f' and names of checksum {zlib.crc32(chr(0).join(names).encode(errors="replace")):08x}'
 
 
 def class_names(dataset: Any) -> list[str] | None:

@@ -16,6 +16,7 @@ from torchmetrics import MetricCollection
 from tqdm import tqdm
 
 from timm_synermix.features import FeatureHook
+from timm_synermix.loading import warn_of_skipped
 from timm_synermix.metrics import METRIC_NAMES, cohesion_metrics, pool_feature
 
 _logger = logging.getLogger('train')
@@ -147,9 +148,7 @@ def evaluate(
             on_features(feature[:count], target[:count])
         evaluator.update(output, target)
     metrics = dict(evaluator.compute(distributed=accelerator.num_processes > 1))
-    skipped = getattr(getattr(loader, 'dataset', None), 'num_skipped', int)()
-    if skipped:
-        _logger.warning(f'{log_name}: {skipped} images cannot be read, others of their classes took their place')
+    warn_of_skipped(log_name, getattr(loader, 'dataset', None))
     if accelerator.is_main_process:
         _logger.info(f'{log_name}: ' + '  '.join(f'{name}: {value:.4g}' for name, value in metrics.items()))
     return metrics

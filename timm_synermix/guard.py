@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterable, Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from timm_synermix.processes import HostGroup
 
@@ -45,6 +45,10 @@ class LossGuard:
         self._good = [buffer.clone() for buffer in self._buffers]
         self._first: dict[str, Tensor] = {}  # part of the loss -> first update with a bad one
 
+    def keep_buffers(self) -> None:
+        """Note the buffers as good ones, where something else than an update has changed them."""
+        self._keep(self._good, self._buffers)
+
     def add(self, result: Mapping[str, Tensor], update: int) -> None:
         """Note the losses of a batch of an update, on their device."""
         names = [name for name in result if name.endswith('_loss')] or ['loss']
@@ -68,7 +72,7 @@ class LossGuard:
         first = torch.stack([self._first[name] for name in names]).tolist()
         first = [_NEVER - value for value in self.group.max([_NEVER - value for value in first])]
         if min(first) == _NEVER:
-            self._keep(self._good, self._buffers)
+            self.keep_buffers()
             return True
         bad = ' and '.join(name for name, value in zip(names, first, strict=True) if value == min(first))
         what = f'not a finite number: {bad} of update {min(first)} of epoch {epoch}'
@@ -79,6 +83,13 @@ class LossGuard:
         self._keep(self._buffers, self._good)
         _logger.warning(f'Skipped an update, {self.num_bad_steps} of at most {self.max_bad_steps}: {what}.')
         return False
+
+    @staticmethod
+    @torch.no_grad()
+    def check_weights(model: nn.Module, epoch: int) -> None:
+        """Raise NonFiniteLoss if a weight is not finite, as after bad gradients of a good loss."""
+        if not torch.stack([parameter.isfinite().all() for parameter in model.parameters()]).all():
+            raise NonFiniteLoss(f'not a finite number: a weight of the model in epoch {epoch}')
 
     @staticmethod
     @torch.no_grad()

@@ -112,7 +112,7 @@ class SampleDataset(Dataset):
         self.targets = targets
         self.strict = strict
         # 1 + the last epoch in which an image was skipped, 0 for never; workers write, the main process reads
-        self._skipped = torch.zeros(len(dataset), dtype=torch.int32).share_memory_()
+        self._skipped = torch.zeros(len(dataset), dtype=torch.int16).share_memory_()
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -134,6 +134,14 @@ class SampleDataset(Dataset):
     def num_skipped(self, epoch: int = 0) -> int:
         """How many images could not be read in an epoch."""
         return int((self._skipped == epoch + 1).sum())
+
+    def lost_classes(self) -> list[int]:
+        """The classes of which every image was tried, and none could be read."""
+        if self.targets is None:
+            return []
+        skipped = self._skipped.numpy() > 0
+        lost = np.setdiff1d(self.targets[skipped], self.targets[~skipped])
+        return lost.tolist()
 
     def __getitem__(self, draw: Any) -> Any:
         return self.__getitems__([draw])[0]
@@ -183,6 +191,25 @@ class SampleDataset(Dataset):
 
 def _item(draw: Any) -> Any:
     return draw.item if isinstance(draw, Draw) else draw
+
+
+def warn_of_skipped(what: str, dataset: Any, epoch: int = 0, count: int | None = None) -> None:
+    """Say how many images could not be read, and which classes have none left.
+
+    Args:
+        what: Start of the log line.
+        dataset: A `SampleDataset`; nothing is said of another.
+        epoch: The epoch.
+        count: How many over all processes, if there are several.
+    """
+    if not isinstance(dataset, SampleDataset):
+        return
+    count = dataset.num_skipped(epoch) if count is None else count
+    if count:
+        _logger.warning(f'{what}: skipped {count} images that cannot be read, others of their class took their place')
+    lost = ', '.join(map(str, dataset.lost_classes()))
+    if lost:
+        _logger.warning(f'{what}: no image of class {lost} can be read, images of other classes took their place')
 
 
 class SampleLoader(DataLoader):

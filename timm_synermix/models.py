@@ -52,10 +52,11 @@ def build_classifier(create_model: Callable[..., Any], args: argparse.Namespace,
             close = difflib.get_close_matches(args.model, timm.list_models())
             hint = f'; did you mean {", ".join(close)}?' if close else ''
             raise ValueError(f"--model must be a timm model, got '{args.model}'{hint}") from error
-        file = kwargs.get('checkpoint_path') or kwargs.get('pretrained_cfg_overlay', {}).get('file')
-        if not file:
+        initial, file = kwargs.get('checkpoint_path'), kwargs.get('pretrained_cfg_overlay', {}).get('file')
+        if not (initial or file):
             raise
-        raise ValueError(f'{file} cannot be loaded into --model {args.model}: {load_reason(error)}') from error
+        what = f'--initial-checkpoint: {initial}' if initial else f'--pretrained-path: {file}'
+        raise ValueError(f'{what} cannot be loaded into --model {args.model}: {load_reason(error)}') from error
     if model.num_classes < 1:
         raise ValueError(f'--model {args.model} has no classifier: encoder-only models and --num-classes 0 have none')
     return model

@@ -1,20 +1,13 @@
-"""What the processes of a run agree on: numbers, and that they are the same run."""
+"""What the processes of a run tell each other."""
 
 from __future__ import annotations
 
-import argparse
-import os
-import zlib
+import re
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import distributed as dist
-
-from timm_synermix.data import dataset_targets
-
-# What may differ between the processes of a run.
-_OWN = {'rank', 'local_rank', 'device', 'workers', 'pin_mem', 'data', 'data_dir', 'config'}
 
 
 class HostGroup:
@@ -57,32 +50,8 @@ class HostGroup:
                     )
 
 
-def check_same_run(group: HostGroup, args: argparse.Namespace, *datasets: Any) -> None:
-    """Refuse to train one model with processes that were given different flags or data.
-
-    Args:
-        group: The processes.
-        args: The flags, as parsed.
-        datasets: The data sets, or None. Compared are their lengths, labels and file names.
-
-    Raises:
-        ValueError: On every process: what differs, and how.
-    """
-    if group.size == 1:
-        return
-    facts = {f'--{name.replace("_", "-")}': repr(value) for name, value in vars(args).items() if name not in _OWN}
-    for kind, dataset in zip(('training', 'validation'), datasets, strict=True):
-        if dataset is not None:
-            facts[f'the {kind} set'] = _describe(dataset)
-    group.check_same(facts)
-
-
-def _describe(dataset: Any) -> str:
-    targets, text = dataset_targets(dataset), f'{len(dataset)} images'
-    if targets is not None:
-        text += f' with labels of checksum {zlib.crc32(targets.tobytes()):08x}'
-    try:
-        names = [os.path.basename(name) for name in dataset.filenames(basename=True)]
-    except (AttributeError, NotImplementedError, AssertionError, TypeError):
-        return text
-    return text + f' and names of checksum {zlib.crc32(chr(0).join(names).encode(errors="replace")):08x}'
+def lost_process(error: RuntimeError) -> bool:
+    """Whether an error of torch.distributed says that another process has gone."""
+    return isinstance(error, dist.DistError) or bool(
+        re.search('gloo|nccl|Connection (closed|reset)', str(error), re.IGNORECASE)
+    )

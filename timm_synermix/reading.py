@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -48,7 +49,7 @@ class ReadableImages(Dataset):
         try:
             return _read(self.dataset, index)
         except Exception as error:  # decoders raise all kinds
-            reason = ' '.join(str(error).split()) or type(error).__name__
+            reason = re.sub(r'<_io[^>]*>', 'it', ' '.join(str(error).split())) or type(error).__name__
             raise UnreadableImage(f'{image_name(self.dataset, index)} cannot be read: {reason}') from error
 
     def set_epoch(self, epoch: int) -> None:
@@ -83,7 +84,7 @@ def image_name(dataset: Any, index: int) -> str:
         return image_name(dataset.dataset, dataset.indices[index])
     if isinstance(dataset, ImageDataset):
         try:
-            return str(dataset.filename(index))
+            return str(dataset.filename(index, absolute=True))
         except (NotImplementedError, AssertionError):  # a reader without names
             pass
     return f'image {index}'

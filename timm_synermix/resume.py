@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import glob
 import logging
 import os
 from collections.abc import Iterator
@@ -15,9 +14,9 @@ from timm.scheduler import PlateauLRScheduler
 from timm.task import TrainingTask, load_task_ema_checkpoint, resume_task_checkpoint
 from timm.utils import unwrap_model
 
-from timm_synermix.checkpoint import FORMAT, ResumePoint, output_folder
+from timm_synermix.checkpoint import ResumePoint, checkpoint_paths, output_folder
 from timm_synermix.cli import flag
-from timm_synermix.weights import LOAD_ERRORS, check_whole, load_content, load_errors, load_reason
+from timm_synermix.weights import LOAD_ERRORS, check_whole, load_errors, load_reason
 
 _logger = logging.getLogger('train')
 
@@ -25,6 +24,9 @@ _logger = logging.getLogger('train')
 _OF_BATCHES = ['batch_size', 'world_size', 'seed', 'grad_accum_steps', 'dataset', 'train_split', 'class_map']
 _OF_BATCHES += ['aug_repeats', 'epoch_repeats', 'synermix', 'synermix_singletons', 'synermix_supplement']
 _OF_BATCHES += ['synermix_batch', 'synermix_off_epoch', 'train_img_sizes', 'train_batch_sizes', 'train_size_probs']
+# What the state of an optimizer holds, so that the flags of a resumed run are without effect.
+_OF_OPTIMIZER = ['lr', 'lr_base', 'lr_base_size', 'lr_base_scale', 'momentum', 'weight_decay', 'opt_eps', 'opt_betas']
+_OF_OPTIMIZER += ['layer_decay', 'opt_kwargs']
 # What changes nothing that is trained.
 _HARMLESS = {
     'resume',
@@ -65,14 +67,14 @@ def find_resume_point(args: argparse.Namespace) -> ResumePoint | None:
         if not os.path.isfile(args.resume):
             raise ValueError(f"--resume must be a checkpoint file or 'auto', got '{args.resume}'")
         with load_errors(f'--resume: {args.resume} cannot be loaded'):
-            point = _read(args.resume)
+            point = ResumePoint.read(args.resume)
             check_whole(args.resume)
         return point
     paths, points = checkpoint_paths(output_folder(args)), []
     for path in paths:
         with _passed_over(path):
-            points.append(_read(path))
-    for point in sorted(points, key=lambda point: (point.epoch, point.batch), reverse=True):
+            points.append(ResumePoint.read(path))
+    for point in sorted(points, key=lambda point: point.place, reverse=True):
         with _passed_over(point.path):
             check_whole(point.path)
             return point
@@ -87,28 +89,6 @@ def _passed_over(path: str) -> Iterator[None]:
         yield
     except LOAD_ERRORS as error:
         _logger.warning(f'{path} is damaged ({load_reason(error)}): an earlier checkpoint is taken if there is one.')
-
-
-def checkpoint_paths(folder: str) -> list[str]:
-    """The checkpoints in a run's folder from which it can go on."""
-    names = ('last.pth.tar', 'recovery-*.pth.tar', 'checkpoint-*.pth.tar')
-    return [path for name in names for path in sorted(glob.glob(os.path.join(glob.escape(folder), name)))]
-
-
-def _read(path: str) -> ResumePoint:
-    content = load_content(path)
-    if not isinstance(content, dict):
-        raise ValueError(f'it holds no checkpoint but {type(content).__name__}')
-    point = ResumePoint(path, content, 0, 0)
-    if point.state:
-        if point.state['format'] > FORMAT:
-            raise ValueError(
-                f'it has format {point.state["format"]}, of a newer version of timm-synermix; this one knows {FORMAT}'
-            )
-        point.epoch, point.batch = int(point.state['epoch']), int(point.state['batch'])
-    elif 'epoch' in content:
-        point.epoch = int(content['epoch']) + (content.get('version', 1) > 1)
-    return point
 
 
 def resume_task(
@@ -163,9 +143,10 @@ def _check_flags(args: argparse.Namespace, saved: dict[str, Any], point: ResumeP
             return str(old).partition('.')[0] != str(new).partition('.')[0]
         return (list(old) if isinstance(old, tuple) else old) != (list(new) if isinstance(new, tuple) else new)
 
-    for name in ('model', 'num_classes', 'in_chans', 'task'):
+    for name in ('model', 'num_classes', 'in_chans', 'task', *(() if args.no_resume_opt else ('opt',))):
         if differs(name):
-            raise ValueError(f'{flag(name)} must be {saved[name]}, as of {point.path}, got {getattr(args, name)}')
+            hint = '; --no-resume-opt takes the weights alone' if name == 'opt' else ''
+            raise ValueError(f'{flag(name)} must be {saved[name]}, as of {point.path}, got {getattr(args, name)}{hint}')
     if point.batch:
         for name in filter(differs, _OF_BATCHES):
             what = 'the number of processes' if name == 'world_size' else flag(name)
@@ -173,17 +154,23 @@ def _check_flags(args: argparse.Namespace, saved: dict[str, Any], point: ResumeP
                 f'{what} must be {saved[name]}, as of {point.path}, to go on in the middle of an epoch, '
                 f'got {getattr(args, name)}; --resume with a checkpoint of a whole epoch to change it'
             )
-    changed = [name for name in saved if name not in _HARMLESS and differs(name)]
+    kept = [] if args.no_resume_opt else [name for name in _OF_OPTIMIZER if differs(name)]
+    changed = [name for name in saved if name not in {*_HARMLESS, *kept} and differs(name)]
     if changed and args.rank == 0:
         text = ', '.join(f'{flag(name)} {getattr(args, name)} (was {saved[name]})' for name in changed)
         _logger.warning(f'Not the run that {point.path} is of, other from here on: {text}')
+    if kept and args.rank == 0:
+        text = ', '.join(f'{flag(name)} {getattr(args, name)} (is {saved[name]})' for name in kept)
+        _logger.warning(f"Without effect, the checkpoint's optimizer goes on: {text}. See --no-resume-opt.")
+    for name in kept:
+        setattr(args, name, saved[name])
 
 
 def _check_same_optimizer(saved: dict[str, Any], optimizer: torch.optim.Optimizer) -> None:
     """torch takes the state of another optimizer without a word, and fails at the first step."""
     groups = saved.get('optimizer', {}).get('param_groups', [])
-    needed = optimizer.state_dict()['param_groups'][0].keys()
-    if groups and not needed <= groups[0].keys():  # a schedule adds keys of its own
+    known = {'initial_lr', 'lr_scale', 'param_names', *optimizer.state_dict()['param_groups'][0]}
+    if groups and not groups[0].keys() <= known:  # fewer are fine: torch adds some from version to version
         raise ValueError('it is of another optimizer; --no-resume-opt takes the weights alone')
 
 

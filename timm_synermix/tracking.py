@@ -124,7 +124,7 @@ class TrainProgress:
         now = time.time()
         last, mean = meter.last(), meter.mean()
         rate = self.samples / (now - self.start)
-        losses = '  '.join(f'{_TRAIN_NAMES.get(name, name)}: {last[name]:#.3g} ({mean[name]:#.3g})' for name in mean)
+        losses = '  '.join(f'{_TRAIN_NAMES.get(name, name)}: {last[name]:#.3g} ({mean[name]:#.3g})' for name in last)
         interval, done = now - self.mark, update + 1 - self.first
         _logger.info(
             f'Train: {self.epoch} [{update:>4d}/{self.updates} '
@@ -134,12 +134,10 @@ class TrainProgress:
             f'LR: {lr:.3e}  Data: {self.data_time / done:.3f}'
         )
 
-    def close(self, num_skipped: int = 0) -> None:
-        """End the epoch: take the bar away and leave a line of rate and time, and of the images that were skipped."""
+    def close(self) -> None:
+        """End the epoch: take the bar away and leave a line of rate and time."""
         if self.bar is not None:
             self.bar.close()
-        if num_skipped and self.args.rank == 0:
-            _logger.warning(f'Train: {self.epoch} skipped {num_skipped} images that cannot be read, see above')
         if self.args.rank == 0:
             seconds = time.time() - self.start
             _logger.info(f'Train: {self.epoch} done in {seconds:.1f}s, {self.samples / seconds:.1f} images/s')
@@ -178,6 +176,24 @@ def append_summary(path: str, row: Mapping[str, float]) -> None:
         writer = csv.DictWriter(file, names)
         writer.writeheader()
         writer.writerows([*rows, row])
+
+
+def trim_summary(path: str, first_epoch: int) -> None:
+    """Drop the rows of summary.csv from an epoch on, which the run makes again; with epoch 0 rename the file."""
+    if not os.path.exists(path):
+        return
+    if first_epoch == 0:
+        os.replace(path, path + '.old')
+        return
+    with open(path, newline='') as file:
+        reader = csv.DictReader(file)
+        rows, names = list(reader), list(reader.fieldnames or ())
+    with replacing(path) as temporary, open(temporary, 'w', newline='') as file:
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        writer.writerows(
+            row for row in rows if (row.get('epoch') or '').isdecimal() and int(row['epoch']) < first_epoch
+        )
 
 
 def print_results(results: list[dict[str, Any]], metric: str, decreasing: bool) -> None:

@@ -52,10 +52,10 @@ def load_errors(what: str) -> Iterator[None]:
 
 
 def load_reason(error: Exception) -> str:
-    """Why a file cannot be loaded: the first line of the error, or that the file could run code."""
+    """Why a file cannot be loaded: the first sentence of the error, or that the file could run code."""
     text = f'{error}\n{error.__cause__}'
     if 'weights_only' in text:
         names = re.findall(r'GLOBAL ([\w.]+)|Unsupported globals?: ([\w.]+)', text)
-        code = ', '.join(dict.fromkeys(a or b for a, b in names))
+        code = ', '.join(dict.fromkeys((a or b).strip('.') for a, b in names))
         return f'it holds more than weights and could run code{f" ({code})" if code else ""}, so it was not loaded'
-    return (str(error) or type(error).__name__).splitlines()[0]
+    return (str(error) or type(error).__name__).splitlines()[0].partition('. ')[0]
