@@ -141,7 +141,7 @@ def main() -> None:
             _logger.error(f'Stopped: {reason}{hint}. {how_to_continue(args)}')
         sys.exit(1)
     except RuntimeError as error:
-        if args.world_size == 1 or not lost_process(error):
+        if getattr(args, 'world_size', 1) == 1 or not lost_process(error):
             raise
         _logger.error(f'Stopped: another process of the run has ended. {how_to_continue(args)}')
         sys.exit(1)
@@ -223,15 +223,15 @@ def build(args: argparse.Namespace, args_text: str) -> Run:
             folder = os.path.dirname(point.path)
             _logger.warning(f'No report without training: validate.py --compare {folder} --report DIR')
     # A complete run may have ended before its last checkpoint was compared with the best.
-    if args.rank == 0 and not (
-        complete and (not args.experiment or point is None or not point.is_in(output_folder(args)))
-    ):
+    in_place = bool(args.experiment) and point is not None and point.is_last and point.is_in(output_folder(args))
+    if args.rank == 0 and (not complete or in_place):
         args.experiment = experiment_name(args, data_config['input_size'][-1])
         saver = RunSaver(
             output_folder(args),
             args_text,
             resume_from=point,
-            start_epoch=start_epoch,
+            start=(start_epoch, start_batch),
+            complete=complete,
             model=model,
             task=task,
             optimizer=optimizer,
@@ -301,6 +301,7 @@ def fit(run: Run) -> None:
             if run.saver is not None and run.trackers is not None:
                 row = summary_row(epoch, train_metrics, eval_metrics, mean_lr(run.optimizer), cohesion)
                 with save_errors(run.saver.checkpoint_dir):
+                    run.saver.begin()
                     append_summary(run.saver.summary_path, row)
                     run.saver.run_state = state
                     run.saver.save_checkpoint(epoch, metric=metric)
@@ -342,8 +343,10 @@ def saved_if_stopped(run: Run, epoch: int) -> Iterator[None]:
     try:
         yield
     except (Stopped, UnreadableImage) as reason:
-        together = isinstance(reason, Stopped) or run.args.world_size == 1  # all processes are here
-        if together and run.done_batches:
+        exact = isinstance(reason, Stopped) or (  # all processes are here, and nothing has been computed since
+            run.args.world_size == 1 and (run.args.grad_accum_steps == 1 or run.done_batches == len(run.loader_train))
+        )
+        if exact and run.done_batches:
             save_in_epoch(run, epoch, run.done_batches)
         raise
 
@@ -488,7 +491,9 @@ def train_one_epoch(run: Run, epoch: int) -> dict[str, float]:
     if args.distributed and args.dist_bn in ('broadcast', 'reduce'):
         distribute_bn(task.trainable_module, args.world_size, args.dist_bn == 'reduce')
     progress.close()
-    warn_of_skipped(f'Train: {epoch}', getattr(loader, 'dataset', None), epoch, num_skipped_images(run, epoch))
+    num_skipped = num_skipped_images(run, epoch)
+    if args.rank == 0:
+        warn_of_skipped(f'Train: {epoch}', getattr(loader, 'dataset', None), epoch, num_skipped)
     if args.recovery_interval and updates % args.recovery_interval == 0:
         save_in_epoch(run, epoch, len(loader))
     return meter.reduce()

@@ -1,6 +1,8 @@
 import json
 import logging
+import os
 import random
+import signal
 import socket
 import sys
 import tarfile
@@ -108,3 +110,55 @@ def free_port():
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         return s.getsockname()[1]
+
+
+def flat(value, name=''):
+    """The leaves of nested dicts and lists, by path."""
+    if isinstance(value, dict):
+        value = list(value.items())
+    elif isinstance(value, (list, tuple)):
+        value = list(enumerate(value))
+    else:
+        return {name: value}
+    return {path: leaf for key, item in value for path, leaf in flat(item, f'{name}/{key}').items()}
+
+
+def assert_same_run(resumed, whole):
+    """Weights, average, optimizer, state of the task, best metric, history and summary.csv."""
+    for name in ('last', 'model_best'):
+        one, other = resumed.checkpoint(name), whole.checkpoint(name)
+        assert one.keys() == other.keys()
+        for key in one.keys() - {'args'}:
+            leaves, expected = flat(one[key]), flat(other[key])
+            assert leaves.keys() == expected.keys()
+            for path, leaf in leaves.items():
+                same = torch.equal(leaf, expected[path]) if torch.is_tensor(leaf) else leaf == expected[path]
+                assert same, f'{name}: {key}{path}: {leaf} != {expected[path]}'
+    assert (resumed.folder / 'summary.csv').read_bytes() == (whole.folder / 'summary.csv').read_bytes()
+    best = 'model_best.safetensors'
+    assert (resumed.folder / best).read_bytes() == (whole.folder / best).read_bytes()
+
+
+class Kill(BaseException):
+    """The end of the process, at an instruction of the test's choice."""
+
+
+@pytest.fixture
+def stop_at(monkeypatch):
+    """Make the n-th call of a function of train.py send a signal to the process, or kill it."""
+
+    def stop(name, n, signum):
+        original, calls = getattr(train, name), []
+
+        def count(*args, **kwargs):
+            calls.append(None)
+            if len(calls) == n:
+                if signum == signal.SIGKILL:
+                    raise Kill
+                os.kill(os.getpid(), signum)
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(train, name, count)
+        return lambda: monkeypatch.setattr(train, name, original)
+
+    return stop

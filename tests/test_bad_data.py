@@ -6,9 +6,8 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from conftest import make_image_folder
+from conftest import assert_same_run, make_image_folder
 from PIL import Image
-from test_resume import assert_same_run
 from timm.data import create_transform
 
 from timm_synermix import create_synermix_loader

@@ -17,7 +17,7 @@ import zipfile
 import pytest
 import torch
 import yaml
-from test_resume import Kill, assert_same_run
+from conftest import Kill, assert_same_run
 from timm.task import ClassificationTask
 from torch import nn
 
@@ -43,7 +43,7 @@ def make_saver(folder, point=None, **kwargs):
     task = ClassificationTask(model, verbose=False)
     args = argparse.Namespace(model='linear')
     kwargs = dict(model=model, task=task, optimizer=optimizer, args=args, max_history=2) | kwargs
-    return RunSaver(str(folder), 'a: 1\n', resume_from=point, start_epoch=point.epoch if point else 0, **kwargs)
+    return RunSaver(str(folder), 'a: 1\n', resume_from=point, start=point.place if point else (0, 0), **kwargs)
 
 
 def save(saver, epoch, recovery=False):
@@ -326,6 +326,71 @@ def test_a_run_that_begins_again_goes_on_as_itself(run_train, caplog, back):
     assert_same_run(resumed, whole)
     kept = {path.name for path in old.folder.glob('*.old')}
     assert kept >= {'last.pth.tar.old', 'checkpoint-3.pth.tar.old'}
+    assert ('summary.csv.old' in kept) != back
+
+
+def test_nothing_is_renamed_before_the_first_checkpoint(run_train, stop_at):
+    """A run that was begun anew by mistake is stopped in time, and the old one is as it was."""
+    flags = ['--synermix', '--epochs', '3']
+    whole = run_train(*flags, experiment='whole')
+    run_train(*flags, '--stop-epoch', '2')
+    again = stop_at('update_weights', 2, signal.SIGKILL)
+    with pytest.raises(Kill):
+        run_train(*flags)
+    again()
+    assert_same_run(run_train(*flags, '--resume', 'auto'), whole)
+
+
+def test_every_generation_is_kept(run_train):
+    for _ in range(3):
+        run = run_train('--epochs', '2')
+    for suffix in ('', '.old', '.old2'):
+        assert torch.load(run.folder / f'last.pth.tar{suffix}', weights_only=False)['epoch'] == 1
+        assert len((run.folder / f'summary.csv{suffix}').read_text().split()) == 3
+
+
+def test_nothing_to_do_changes_nothing(run_train):
+    """A complete run, and one that is complete if it goes on from an earlier checkpoint."""
+    flags = ['--epochs', '3', '--model-ema', '--recovery-interval', '1']
+    run = run_train(*flags)
+    before = {path.name: path.read_bytes() for path in run.folder.iterdir()}
+    for more in (
+        ['--resume', 'auto'],
+        ['--resume', str(run.folder / 'checkpoint-0.pth.tar'), '--stop-epoch', '1'],
+        ['--resume', 'auto', '--start-epoch', '3'],
+    ):
+        assert run_train('--epochs', '3', *more).results == []  # without --model-ema
+        assert {path.name: path.read_bytes() for path in run.folder.iterdir()} == before
+
+
+def test_start_epoch_goes_back(run_train):
+    run = run_train('--epochs', '3')
+    again = run_train('--epochs', '3', '--resume', 'auto', '--start-epoch', '1')
+    assert [row['epoch'] for row in again.summary()] == [0, 1, 2]
+    assert run.checkpoint()['epoch'] == 2
+    assert (run.folder / 'last.pth.tar.old').exists()
+
+
+def test_a_link_to_the_checkpoint_is_the_checkpoint(run_train, tmp_path):
+    flags = ['--epochs', '3']
+    whole = run_train(*flags, experiment='whole')
+    stopped = run_train(*flags, '--stop-epoch', '2')
+    (tmp_path / 'newest').symlink_to(stopped.folder / 'last.pth.tar')
+    assert_same_run(run_train(*flags, '--resume', str(tmp_path / 'newest')), whole)
+
+
+def test_the_best_is_that_of_the_run(run_train, stop_at):
+    """The best of later epochs goes aside with them, and the best so far takes its place again."""
+    flags = ['--epochs', '3', '--eval-metric', 'loss']
+    run = run_train(*flags)
+    first = run.folder / 'checkpoint-0.pth.tar'
+    for name in ('model_best.pth.tar', 'model_best.safetensors'):
+        (run.folder / name).unlink()
+    shutil.copy(run.folder / 'checkpoint-2.pth.tar', run.folder / 'model_best.pth.tar')
+    again = run_train(*flags, '--resume', str(first), '--stop-epoch', '2', '--lr', '0')
+    assert again.checkpoint('model_best')['saver']['best_epoch'] != 2
+    assert torch.load(run.folder / 'model_best.pth.tar.old', weights_only=False)['epoch'] == 2
+    assert (run.folder / 'model_best.safetensors').exists()
 
 
 @pytest.mark.parametrize('epochs', ['1', '2'])
@@ -507,6 +572,7 @@ def test_what_is_no_checkpoint_is_said_to_be_none(run_train, finished, capsys, r
 def test_a_history_that_is_none_is_refused(run_train, capsys, tmp_path, history):
     stopped = run_train('--stop-epoch', '1', '--epochs', '2')
     (stopped.folder / 'checkpoint-x').mkdir()
+    (stopped.folder / 'checkpoint-0.pth.tar').unlink()
     path = stopped.folder / 'last.pth.tar'
     content = torch.load(path, weights_only=False)
     for key, value in history.items():
@@ -518,7 +584,7 @@ def test_a_history_that_is_none_is_refused(run_train, capsys, tmp_path, history)
         with pytest.raises(SystemExit) as error:
             run_train('--epochs', '2', '--resume', 'auto')
         assert error.value.code == 2
-        assert 'has a history of checkpoints that is none' in capsys.readouterr().err
+        assert 'no checkpoint in' in capsys.readouterr().err
     assert not list(tmp_path.glob('escaped*'))
 
 

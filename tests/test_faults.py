@@ -10,9 +10,8 @@ import time
 
 import pytest
 import torch
-from conftest import ROOT, TrainResult, make_image_folder
+from conftest import ROOT, TrainResult, assert_same_run, make_image_folder
 from test_launch import TORCHRUN, flags, launch
-from test_resume import assert_same_run
 from torch import distributed as dist
 from torch import multiprocessing as mp
 

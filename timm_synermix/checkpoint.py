@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -88,12 +88,14 @@ class ResumePoint:
         content: What it holds; tensors are read when they are needed.
         epoch: The epoch to go on with.
         batch: How many batches of that epoch are done, on each process.
+        passed_over: Damaged files in whose place this one was taken.
     """
 
     path: str
     content: dict[str, Any]
     epoch: int = 0
     batch: int = 0
+    passed_over: list[str] = field(default_factory=list)
 
     @classmethod
     def read(cls, path: str) -> ResumePoint:
@@ -108,8 +110,12 @@ class ResumePoint:
                 point.epoch, point.batch = int(point.state['epoch']), int(point.state['batch'])
             elif 'epoch' in content:
                 point.epoch = int(content['epoch']) + (content.get('version', 1) > 1)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ValueError('it is not a checkpoint of a training run') from error
+            sound = min(point.place) >= 0 and _is_history(content)
+            sound = sound and all('losses' in rank for rank in point.state.get('ranks', ()) if point.batch)
+        except (KeyError, TypeError, ValueError, AttributeError):
+            sound = False
+        if not sound:
+            raise ValueError('it is not a checkpoint of a training run')
         if version > FORMAT:
             raise ValueError(f'it has format {version}, of a newer version of timm-synermix; this one knows {FORMAT}')
         return point
@@ -127,7 +133,24 @@ class ResumePoint:
 
     def is_in(self, folder: str) -> bool:
         """Whether the file lies in a folder."""
-        return os.path.isdir(folder) and os.path.samefile(os.path.dirname(self.path) or '.', folder)
+        return os.path.isdir(folder) and os.path.samefile(os.path.dirname(os.path.realpath(self.path)), folder)
+
+    @property
+    def is_last(self) -> bool:
+        """Whether it is the last checkpoint of whole epochs."""
+        return os.path.basename(os.path.realpath(self.path)) == 'last.pth.tar' and not self.batch
+
+
+def _is_history(content: dict[str, Any]) -> bool:
+    """Whether the numbers are numbers: files are named by them, and deleted."""
+    saver = content.get('saver') or {}
+    files = list(saver.get('checkpoint_files', ()))
+    numbers = [content.get('metric'), saver.get('best_metric'), saver.get('best_epoch'), *(value for _, value in files)]
+    return (
+        isinstance(content.get('epoch', 0), int)
+        and all(value is None or isinstance(value, (int, float)) for value in numbers)
+        and all(isinstance(name, str) for name, _ in files)
+    )
 
 
 class RunSaver(CheckpointSaver):
@@ -139,9 +162,9 @@ class RunSaver(CheckpointSaver):
     Args:
         folder: The run's folder, created here.
         args_text: Text of `args.yaml`.
-        resume_from: Checkpoint the run goes on from, or None. One of this folder brings its history; checkpoints in the
-            folder that are damaged or of later epochs, or of a run that this one does not go on from, are renamed.
-        start_epoch: First epoch of the run; rows of summary.csv from it on are dropped.
+        resume_from: Checkpoint the run goes on from, or None. One of this folder brings its history.
+        start: First epoch, and first batch in it.
+        complete: There is nothing left to train: nothing is written but what a kill after the last checkpoint left out.
         kwargs: Arguments of CheckpointSaver, with a task.
 
     Attributes:
@@ -153,68 +176,92 @@ class RunSaver(CheckpointSaver):
     """
 
     def __init__(
-        self, folder: str, args_text: str, *, resume_from: ResumePoint | None, start_epoch: int, **kwargs: Any
+        self,
+        folder: str,
+        args_text: str,
+        *,
+        resume_from: ResumePoint | None,
+        start: tuple[int, int],
+        complete: bool = False,
+        **kwargs: Any,
     ) -> None:
         self.summary_path = os.path.join(folder, 'summary.csv')
         self.run_state: dict[str, Any] = {}
+        self._begun = complete
+        goes_on = resume_from is not None and resume_from.is_in(folder)
+        self._start = start if goes_on else (0, 0)
+        self._damaged = resume_from.passed_over if resume_from is not None else []
         try:
             get_outdir(folder)
-            with replacing(os.path.join(folder, 'args.yaml')) as path, open(path, 'w') as file:
-                file.write(args_text)
+            if not complete:
+                with replacing(os.path.join(folder, 'args.yaml')) as path, open(path, 'w') as file:
+                    file.write(args_text)
         except OSError as error:
             raise ValueError(f"--output: cannot write to the run's folder {folder}: {error.strerror}") from error
         for name in _listdir(folder):  # left behind by a process that was killed while it wrote
-            if re.fullmatch(
-                r'(recovery_)?tmp\.pth\.tar|(args\.yaml|summary\.csv|.*\.pth\.tar|.*\.safetensors)\.tmp', name
-            ):
+            if re.fullmatch(r'(recovery_)?tmp\.pth\.tar|.*\.(yaml|csv|pth\.tar|safetensors)\.tmp', name):
                 os.remove(os.path.join(folder, name))
         super().__init__(checkpoint_dir=folder, recovery_dir=folder, **kwargs)
-        goes_on = resume_from is not None and resume_from.is_in(folder)
-        self._set_aside((start_epoch, resume_from.batch) if goes_on and resume_from is not None else (0, 0))
         if goes_on and resume_from is not None:
             self._go_on(resume_from)
-        trim_summary(self.summary_path, start_epoch if goes_on else 0)
-
-    def _set_aside(self, place: tuple[int, int]) -> None:
-        """Rename checkpoints that are damaged or beyond a place: the run leads elsewhere from there."""
-        for path in checkpoint_paths(self.checkpoint_dir):
-            try:
-                keep = (0, 0) < ResumePoint.read(path).place <= place
-            except LOAD_ERRORS:
-                keep = False
-            if not keep:
-                os.replace(path, path + '.old')
-                _logger.info(f'Renamed {path} to {os.path.basename(path)}.old: this run does not go on from it.')
 
     def _go_on(self, point: ResumePoint) -> None:
-        """Take over the history of a checkpoint of this folder.
-
-        Raises:
-            ValueError: It is not of the kind that this class writes. Files will be deleted by these names some day.
-        """
+        """Take over the history of a checkpoint of this folder."""
         state = point.content.get('saver')
         if not isinstance(state, dict):
             return
-        epoch, metric = point.content.get('epoch'), point.content.get('metric')
-        files = [tuple(file) for file in state.get('checkpoint_files', ())]
-        numbers = [metric, state.get('best_metric'), *(value for _, value in files)]
-        if not (
-            all(value is None or isinstance(value, (int, float)) for value in [*numbers, state.get('best_epoch')])
-            and all(isinstance(name, str) for name, _ in files)
-            and isinstance(epoch, int)
-        ):
-            raise ValueError(f'--resume: {point.path} has a history of checkpoints that is none')
-        files = [(name, value) for name, value in files if re.fullmatch(r'checkpoint-\d+\.pth\.tar', name)]
-        is_last = os.path.basename(point.path) == 'last.pth.tar'
-        pending = (None, None) if point.batch or is_last else (epoch, metric)
+        # Names only, and only such as this class gives: these files will be deleted some day.
+        own = re.compile(r'checkpoint-\d+\.pth\.tar')
+        files = [(name, value) for name, value in state.get('checkpoint_files', ()) if own.fullmatch(name)]
+        epoch, metric = point.content['epoch'], point.content.get('metric')
+        pending = (None, None) if point.batch or point.is_last else (epoch, metric)
         self.load_state_dict({**state, 'checkpoint_files': files, 'pending': pending})
-        recoveries = sorted(_recoveries(self.checkpoint_dir), key=lambda item: item[0])
-        self.prev_recovery_file, self.curr_recovery_file = ['', '', *(path for _, path in recoveries)][-2:]
-        if is_last and not point.batch:  # again: the run may have ended between saving and this
-            self._rank(epoch, metric)
-            milestone = os.path.join(self.checkpoint_dir, f'milestone-{epoch + 1}{self.extension}')
-            if epoch + 1 in (getattr(self.args, 'save_epochs', None) or ()) and not os.path.exists(milestone):
+        if point.is_last and point.place == self._start:  # again: the run may have ended between saving and this
+            self._rank(epoch, metric, point.content)
+            if epoch + 1 in (getattr(self.args, 'save_epochs', None) or ()):
                 self.save_milestone(epoch + 1)
+
+    def begin(self) -> None:
+        """Before the first checkpoint of this run is written: put aside what is not of it.
+
+        Checkpoints that are damaged or beyond the place where the run goes on, or all of them if it begins anew, are
+        renamed to a name ending in `.old`, `.old2`, ...; rows of summary.csv from there on are dropped.
+        """
+        if self._begun:
+            return
+        self._begun = True
+        folder = self.checkpoint_dir
+        suffixes = ('.old', *(f'.old{n}' for n in range(2, 10_000)))
+        suffix = next(s for s in suffixes if not any(name.endswith(s) for name in _listdir(folder)))
+        with save_errors(folder):
+            best = os.path.join(folder, 'model_best.pth.tar')
+            found = filter(os.path.isfile, [*checkpoint_paths(folder), best])
+            aside = [path for path in found if self._is_foreign(path)]
+            if best in aside:
+                aside.append(os.path.join(folder, 'model_best.safetensors'))
+            if self._start == (0, 0):
+                aside.append(self.summary_path)
+            for path in filter(os.path.exists, aside):
+                _logger.info(f'Renamed {path} to {os.path.basename(path)}{suffix}: this run does not go on from it.')
+                replace(path, path + suffix)
+            if self._start > (0, 0):
+                trim_summary(self.summary_path, self._start[0])
+            kept = None if self.best_epoch is None else self._checkpoint_path(self.best_epoch)
+            if best in aside and kept is not None and os.path.exists(kept):
+                self._duplicate(kept, best)
+                self._save_safetensors(load_content(kept))
+        recoveries = sorted(_recoveries(folder), key=lambda item: item[0])
+        self.prev_recovery_file, self.curr_recovery_file = ['', '', *(path for _, path in recoveries)][-2:]
+
+    def _is_foreign(self, path: str) -> bool:
+        if path in self._damaged:
+            return True
+        try:
+            return not (0, 0) < ResumePoint.read(path).place <= self._start
+        except OSError:  # it may be there again in a moment
+            return False
+        except LOAD_ERRORS:
+            return True
 
     def state_dict(self, epoch: int | None = None, metric: float | None = None) -> dict[str, Any]:
         """timm's bookkeeping, and under 'run' what this script needs."""
@@ -222,14 +269,25 @@ class RunSaver(CheckpointSaver):
 
     def save_checkpoint(self, epoch: int, metric: float | None = None) -> tuple[float | None, int | None]:
         """Save as timm does; if it is the best so far, save its weights as safetensors too."""
+        self.begin()
         temporary = os.path.join(self.checkpoint_dir, 'tmp' + self.extension)
         self._save(temporary, epoch, metric)
         self._replace(temporary, os.path.join(self.checkpoint_dir, 'last' + self.extension))
         self._rank(epoch, metric)
         return self.best_metric, self.best_epoch
 
-    def _rank(self, epoch: int, metric: float | None) -> None:
-        """Keep `last` under its number if it is among the best, and as the best if it is that: timm's rules."""
+    def save_recovery(self, epoch: int, batch_idx: int = 0) -> None:
+        """Save in the middle of an epoch, as timm does."""
+        self.begin()
+        super().save_recovery(epoch, batch_idx)
+
+    def _rank(self, epoch: int, metric: float | None, content: dict[str, Any] | None = None) -> None:
+        """Keep `last` under its number if it is among the best, and as the best if it is that: timm's rules.
+
+        Args:
+            epoch, metric: Of `last`.
+            content: What it holds, if that is not what the task has now.
+        """
         full = len(self.checkpoint_files) >= self.max_history
         worst = self.checkpoint_files[-1][1] if self.checkpoint_files else None
         if not full or worst is None or (metric is not None and self.cmp(metric, worst)):
@@ -239,7 +297,7 @@ class RunSaver(CheckpointSaver):
             self._duplicate(os.path.join(self.checkpoint_dir, 'last' + self.extension), path)
             self._track_checkpoint(path, epoch, metric)
         if self.best_epoch == epoch:
-            self._save_safetensors()
+            self._save_safetensors(content)
 
     def _save(self, save_path: str, epoch: int, metric: float | None = None) -> None:
         try:
@@ -264,9 +322,12 @@ class RunSaver(CheckpointSaver):
             with suppress(FileNotFoundError):  # renaming one name of a file to another of it leaves both
                 os.remove(temporary)
 
-    def _save_safetensors(self) -> None:
+    def _save_safetensors(self, content: dict[str, Any] | None = None) -> None:
         # The averaged weights if there are any: those are what timm loads from model_best.pth.tar too.
-        state = get_state_dict(self.task.get_eval_model(ema=self.task.has_ema()), unwrap_model)
+        if content is None:
+            state = get_state_dict(self.task.get_eval_model(ema=self.task.has_ema()), unwrap_model)
+        else:
+            state = content.get('state_dict_ema') or content['state_dict']
         state = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}  # no aliases
         path = os.path.join(self.checkpoint_dir, 'model_best.safetensors')
         with save_errors(self.checkpoint_dir), replacing(path) as temporary, open(temporary, 'wb') as file:

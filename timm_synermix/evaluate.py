@@ -148,7 +148,7 @@ def evaluate(
             on_features(feature[:count], target[:count])
         evaluator.update(output, target)
     metrics = dict(evaluator.compute(distributed=accelerator.num_processes > 1))
-    warn_of_skipped(log_name, getattr(loader, 'dataset', None))
     if accelerator.is_main_process:
+        warn_of_skipped(log_name, getattr(loader, 'dataset', None))
         _logger.info(f'{log_name}: ' + '  '.join(f'{name}: {value:.4g}' for name, value in metrics.items()))
     return metrics

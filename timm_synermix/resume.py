@@ -74,10 +74,13 @@ def find_resume_point(args: argparse.Namespace) -> ResumePoint | None:
     for path in paths:
         with _passed_over(path):
             points.append(ResumePoint.read(path))
+    damaged = [path for path in paths if path not in [point.path for point in points]]
     for point in sorted(points, key=lambda point: point.place, reverse=True):
         with _passed_over(point.path):
             check_whole(point.path)
+            point.passed_over = damaged
             return point
+        damaged.append(point.path)
     if paths:
         raise ValueError(f'--resume auto: no checkpoint in {output_folder(args)} can be read')
     return None
@@ -111,13 +114,13 @@ def resume_task(
         ValueError: It is of another model or, in the middle of an epoch, of other batches; or does not fit.
     """
     saved = point.content.get('args')
-    _check_flags(args, vars(saved) if isinstance(saved, argparse.Namespace) else {}, point)
+    kept = _check_flags(args, vars(saved) if isinstance(saved, argparse.Namespace) else {}, point)
     if point.batch and point.state.get('num_batches') != num_batches:
         raise ValueError(
             f'--data-dir must hold the images that {point.path} is of, to go on in the middle of an epoch: it had '
             f'{point.state.get("num_batches")} batches, now it has {num_batches}'
         )
-    with load_errors(f'--resume: {point.path} cannot be loaded into this model and optimizer'):
+    with load_errors(f'--resume: {point.path} cannot be loaded (--no-resume-opt takes the weights alone)'):
         if not args.no_resume_opt:
             _check_same_optimizer(point.content, optimizer)
         resume_task_checkpoint(
@@ -132,9 +135,15 @@ def resume_task(
         ranks = point.state.get('ranks', [])
         if len(ranks) == args.world_size > 1:
             load_rank_state(task, ranks[args.rank])
+    if kept and args.rank == 0:
+        text = ', '.join(f'{flag(name)} {getattr(args, name)} (is {value})' for name, value in kept.items())
+        _logger.warning(f"Without effect, the checkpoint's optimizer goes on: {text}. See --no-resume-opt.")
+    vars(args).update(kept)
 
 
-def _check_flags(args: argparse.Namespace, saved: dict[str, Any], point: ResumePoint) -> None:
+def _check_flags(args: argparse.Namespace, saved: dict[str, Any], point: ResumePoint) -> dict[str, Any]:
+    """Refuse or name flags that differ; those that an optimizer keeps are returned, with what it has."""
+
     def differs(name: str) -> bool:
         if name not in saved or not hasattr(args, name):
             return False
@@ -159,11 +168,7 @@ def _check_flags(args: argparse.Namespace, saved: dict[str, Any], point: ResumeP
     if changed and args.rank == 0:
         text = ', '.join(f'{flag(name)} {getattr(args, name)} (was {saved[name]})' for name in changed)
         _logger.warning(f'Not the run that {point.path} is of, other from here on: {text}')
-    if kept and args.rank == 0:
-        text = ', '.join(f'{flag(name)} {getattr(args, name)} (is {saved[name]})' for name in kept)
-        _logger.warning(f"Without effect, the checkpoint's optimizer goes on: {text}. See --no-resume-opt.")
-    for name in kept:
-        setattr(args, name, saved[name])
+    return {name: saved[name] for name in kept}
 
 
 def _check_same_optimizer(saved: dict[str, Any], optimizer: torch.optim.Optimizer) -> None:
