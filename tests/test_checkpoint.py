@@ -489,9 +489,14 @@ def test_a_newer_format_is_refused(run_train, finished, capsys):
     assert content['saver']['run']['format'] == 1
     content['saver']['run']['format'] = 2
     torch.save(content, path)
-    with pytest.raises(SystemExit):
-        run_train('--synermix', '--resume', str(path))
-    assert 'it has format 2, of a newer version of timm-synermix; this one knows 1' in capsys.readouterr().err
+    for resume in (str(path), 'auto'):  # which does not take an older one instead
+        with pytest.raises(SystemExit) as error:
+            run_train('--synermix', '--resume', resume)
+        assert error.value.code == 2
+        text = capsys.readouterr().err
+        assert (
+            f'{path} cannot be loaded: it has format 2, of a newer version of timm-synermix; this one knows 1' in text
+        )
 
 
 # Nobody gets in

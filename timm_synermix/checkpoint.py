@@ -79,6 +79,10 @@ def save_errors(folder: str) -> Iterator[None]:
         raise SaveError(f'Cannot write to {folder}: {error}') from error
 
 
+class NewerFormat(ValueError):
+    """A checkpoint is of a newer version of this package."""
+
+
 @dataclass
 class ResumePoint:
     """A checkpoint to go on from.
@@ -117,7 +121,7 @@ class ResumePoint:
         if not sound:
             raise ValueError('it is not a checkpoint of a training run')
         if version > FORMAT:
-            raise ValueError(f'it has format {version}, of a newer version of timm-synermix; this one knows {FORMAT}')
+            raise NewerFormat(f'it has format {version}, of a newer version of timm-synermix; this one knows {FORMAT}')
         return point
 
     @property

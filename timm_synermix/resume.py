@@ -14,7 +14,7 @@ from timm.scheduler import PlateauLRScheduler
 from timm.task import TrainingTask, load_task_ema_checkpoint, resume_task_checkpoint
 from timm.utils import unwrap_model
 
-from timm_synermix.checkpoint import ResumePoint, checkpoint_paths, output_folder
+from timm_synermix.checkpoint import NewerFormat, ResumePoint, checkpoint_paths, output_folder
 from timm_synermix.cli import flag
 from timm_synermix.weights import LOAD_ERRORS, check_whole, load_errors, load_reason
 
@@ -90,6 +90,8 @@ def find_resume_point(args: argparse.Namespace) -> ResumePoint | None:
 def _passed_over(path: str) -> Iterator[None]:
     try:
         yield
+    except NewerFormat as error:  # it is good, and must not be lost for an older one
+        raise ValueError(f'--resume auto: {path} cannot be loaded: {error}') from error
     except LOAD_ERRORS as error:
         _logger.warning(f'{path} is damaged ({load_reason(error)}): an earlier checkpoint is taken if there is one.')
 
