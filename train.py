@@ -399,7 +399,8 @@ def log_start(
     versions = ', '.join(f'{name} {version(name)}' for name in ('torch', 'timm', 'accelerate'))
     _logger.info(f'{args.world_size} process(es) on {args.device}, {amp}, learning rate {args.lr:g}; {versions}')
     if args.synermix:
-        extra = getattr(loader.batch_sampler.batch_sampler, 'expected_supplements', float)()
+        sampler = getattr(loader.batch_sampler, 'batch_sampler', None)  # a stream has none
+        extra = getattr(sampler, 'expected_supplements', float)()
         _logger.info(
             f'SynerMix: beta {task.beta}, {args.synermix_forward} forward, images mixed per class '
             f'{args.synermix_num_mixed or "all"}, about {extra:.1f} extra images per batch of {args.batch_size} '

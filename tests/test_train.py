@@ -4,6 +4,7 @@ import io
 import json
 import math
 import sys
+import tarfile
 
 import pytest
 import timm
@@ -632,3 +633,19 @@ def test_no_report_of_a_finished_run(run_train, caplog):
     run_train('--synermix')
     run_train('--synermix', '--resume', 'auto', '--report')
     assert 'No report without training: validate.py --compare ' in caplog.text
+
+
+@pytest.mark.parametrize('flags', [['--synermix', '--reprob', '0.5'], []], ids=['synermix', 'plain'])
+def test_a_stream_is_trained(run_train, image_folder, tmp_path, flags):
+    pytest.importorskip('webdataset', reason='needs the package webdataset')
+    with tarfile.open(tmp_path / 'train-0000.tar', 'w') as file:
+        for i, path in enumerate(sorted((image_folder / 'train').rglob('*.png'))):
+            (tmp_path / 'cls').write_text(str(i % 4))
+            file.add(path, arcname=f'{i:04}.png')
+            file.add(tmp_path / 'cls', arcname=f'{i:04}.cls')
+    data = ('--dataset', 'wds/local', '--data-dir', str(tmp_path), '--train-split', 'train-0000.tar')
+    data += ('--train-num-samples', '19', '--val-split', '', '--num-classes', '4')
+    for workers in ('0', '1'):
+        (row,) = run_train(*flags, '-b', '4', '-j', workers, data=data).summary()
+        assert 0 < row['train_loss'] < 10
+        assert ('train_intra_loss' in row) == bool(flags)
