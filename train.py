@@ -170,7 +170,8 @@ def build(args: argparse.Namespace, args_text: str) -> Run:
 
     num_classes = args.num_classes = model.num_classes if args.num_classes is None else args.num_classes
     dataset_train, dataset_eval = create_datasets(args, data_config['input_size'][0], num_classes)
-    group.check_same(run_facts(args, dataset_train, dataset_eval))
+    if group.size > 1:  # the facts take a look at every label and file name
+        group.check_same(run_facts(args, dataset_train, dataset_eval))
     create_loader = partial(create_train_loader, args, dataset_train, data_config, num_classes)
     loader_train = create_loader(clean_view=args.synermix_beta != 0)
     loader_eval = None if dataset_eval is None else create_eval_loader(args, dataset_eval, data_config)
@@ -186,11 +187,11 @@ def build(args: argparse.Namespace, args_text: str) -> Run:
         ema_device = torch.device('cpu') if args.model_ema_force_cpu else None
         task.setup_ema(decay=args.model_ema_decay, use_warmup=args.model_ema_warmup, device=ema_device)
     point = find_resume_point(args)
-    group.check_same({'the checkpoint of --resume': point and (point.epoch, point.batch)})
+    group.check_same({'the checkpoint of --resume': point and point.place})
     start_epoch = start_batch = 0
     if point is not None:
         resume_task(args, task, optimizer, accelerator.scaler, point, len(loader_train))
-        start_epoch, start_batch = point.epoch, point.batch
+        start_epoch, start_batch = point.place
     if args.start_epoch is not None:
         start_epoch, start_batch = args.start_epoch, 0
 

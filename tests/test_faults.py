@@ -45,6 +45,10 @@ train.main()
 """
 
 
+# A run that is started again and again.
+RESUMED = ['--mixup', '0.5', '--model-ema', '--recovery-interval', '1', '--resume', 'auto']
+
+
 def result(folder):
     return TrainResult(folder, '--result\n[]')
 
@@ -57,20 +61,7 @@ def fault_script(tmp_path):
 
 def test_a_rank_dies_and_another_is_stopped(image_folder, tmp_path, fault_script):
     """The launch ends within a minute and goes on; in the end nothing tells it from one that was left alone."""
-    extra = [
-        '-b',
-        '4',
-        '--epochs',
-        '3',
-        '--mixup',
-        '0.5',
-        '--model-ema',
-        '--recovery-interval',
-        '1',
-        '--resume',
-        'auto',
-    ]
-    extra += ['--synermix-singletons', 'bank', '-j', '1']
+    extra = [*RESUMED, '-b', '4', '--epochs', '3', '--synermix-singletons', 'bank', '-j', '1']
 
     def run(folder, fault=None):
         start = time.time()
@@ -137,19 +128,7 @@ def test_sigterm_to_the_process_and_all_of_its_workers(image_folder, tmp_path):
 @pytest.mark.faults
 def test_twenty_kills_of_a_whole_run(image_folder, tmp_path):
     """kill -9 of the process and its workers, at any moment; every time it goes on."""
-    extra = [
-        '--epochs',
-        '60',
-        '--mixup',
-        '0.5',
-        '--model-ema',
-        '--recovery-interval',
-        '1',
-        '--resume',
-        'auto',
-        '-j',
-        '2',
-    ]
+    extra = [*RESUMED, '--epochs', '60', '-j', '2']
     (tmp_path / 'whole').mkdir()
     process = start(image_folder, tmp_path / 'whole', *extra)
     assert process.wait(timeout=300) == 0

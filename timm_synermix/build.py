@@ -6,14 +6,12 @@ import argparse
 import importlib
 import logging
 import os
-from functools import partial
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, parse_flag_from_env
 from timm.data import AugMixDataset, FastCollateMixup, Mixup, MultiLabelTarget, create_loader
-from timm.data.loader import PrefetchLoader
 from timm.task import (
     ClassificationTask,
     FeatureDistillationTask,
@@ -31,7 +29,7 @@ from timm_synermix.checkpoint import output_root
 from timm_synermix.cli import flag, mixup_active, mixup_kwargs, synermix_loader_kwargs, synermix_task_kwargs
 from timm_synermix.data import create_synermix_loader, dataset_targets
 from timm_synermix.datasets import check_classes, create_dataset, describe
-from timm_synermix.loading import SampleDataset, SampleLoader, SamplePrefetchLoader, shielded
+from timm_synermix.loading import SampleDataset, SampleLoader, SamplePrefetchLoader, shield
 from timm_synermix.manifold import ManifoldMixup
 from timm_synermix.mixup import Mixer, create_mixup
 from timm_synermix.reading import ReadableImages
@@ -202,7 +200,7 @@ def create_train_loader(
         )
     if args.aug_repeats and not args.distributed:
         raise ValueError('--aug-repeats needs several processes, or --synermix')
-    targets = dataset_targets(dataset)
+    raw = dataset
     if not isinstance(dataset, IterableDataset):
         dataset = ReadableImages(dataset)
     if args.aug_splits > 1:
@@ -229,9 +227,11 @@ def create_train_loader(
     )
     if len(loader) == 0:  # timm drops the last, partial batch
         raise ValueError(f'--batch-size must be at most the number of training images, got {args.batch_size}')
+    inner = loader if args.no_prefetcher else loader.loader
     if isinstance(dataset, IterableDataset):
-        return _shield(loader)
-    samples = _sample_loader(args, loader if args.no_prefetcher else loader.loader, targets)
+        shield(inner)
+        return loader
+    samples = _sample_loader(args, inner, dataset_targets(raw))
     if args.no_prefetcher:
         return samples
     return SamplePrefetchLoader(
@@ -286,12 +286,7 @@ def create_eval_loader(args: argparse.Namespace, dataset: Any, data_config: dict
         device=torch.device(args.device),
         use_prefetcher=not args.no_prefetcher,
     )
-    return _shield(loader)
-
-
-def _shield(loader: Any) -> Any:
-    inner = loader.loader if isinstance(loader, PrefetchLoader) else loader
-    inner.worker_init_fn = partial(shielded, inner.worker_init_fn)
+    shield(loader if args.no_prefetcher else loader.loader)
     return loader
 
 

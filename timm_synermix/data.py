@@ -25,7 +25,7 @@ from torch.utils.data import (
     default_collate,
 )
 
-from timm_synermix.loading import SampleLoader, SamplePrefetchLoader, shielded
+from timm_synermix.loading import SampleLoader, SamplePrefetchLoader, shield
 from timm_synermix.reading import ReadableImages
 from timm_synermix.sampler import SupplementBatchSampler
 
@@ -230,8 +230,7 @@ def create_synermix_loader(
     if isinstance(dataset, IterableDataset):
         if hasattr(dataset, 'set_loader_cfg'):
             dataset.set_loader_cfg(num_workers=num_workers)  # readers estimate their length from it
-        loader_kwargs['worker_init_fn'] = partial(shielded, loader_kwargs['worker_init_fn'])
-        loader = DataLoader(views, batch_size=batch_size, drop_last=True, **loader_kwargs)
+        loader = shield(DataLoader(views, batch_size=batch_size, drop_last=True, **loader_kwargs))
     else:
         rank, world_size = (dist.get_rank(), dist.get_world_size()) if distributed else (0, 1)
         order = _index_sampler(dataset, num_aug_repeats, seed, rank, world_size)

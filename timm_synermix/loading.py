@@ -216,7 +216,7 @@ class SampleLoader(DataLoader):
     """A DataLoader of a `SampleDataset` that can start in the middle of an epoch.
 
     Its batches are a function of (seed, epoch): the same for any number of workers, from whatever batch it starts.
-    Iterating leaves the global generators as they are. Call `set_epoch` before each epoch.
+    Iterating leaves the global generators as they are. Call `batch_sampler.set_epoch` before each epoch.
 
     Args:
         dataset, seed, targets, strict: See `SampleDataset`.
@@ -240,18 +240,13 @@ class SampleLoader(DataLoader):
         world_size: int = 1,
         **kwargs: Any,
     ) -> None:
-        kwargs['worker_init_fn'] = partial(shielded, kwargs.get('worker_init_fn'))
         super().__init__(
             SampleDataset(dataset, seed, targets, strict),
             batch_sampler=DrawSampler(batch_sampler, rank, world_size),
             **kwargs,
         )
         self.seed = seed
-
-    def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
-        """Select the epoch that the next iteration yields, and the batch it starts with."""
-        self.dataset.set_epoch(epoch)
-        self.batch_sampler.set_epoch(epoch, first_batch)
+        shield(self)
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         with random_state_kept():  # a DataLoader draws a seed for its workers, which nothing here depends on
@@ -263,6 +258,12 @@ class SampleLoader(DataLoader):
                 except StopIteration:
                     return
             yield batch
+
+
+def shield(loader: DataLoader) -> DataLoader:
+    """Make a loader's workers stop when the main process stops, and give the loader back. See `shielded`."""
+    loader.worker_init_fn = partial(shielded, loader.worker_init_fn)
+    return loader
 
 
 def shielded(init: Callable[[int], None] | None, worker_id: int) -> None:
