@@ -20,6 +20,11 @@ from importlib.metadata import version
 from itertools import islice
 from typing import Any
 
+from timm_synermix.cli import create_parsers, parse_args, usage_errors
+
+if __name__ == '__main__':  # --help and misspelt flags are answered before what takes seconds to import
+    create_parsers()[1].parse_args()
+
 import torch
 import torchvision.utils
 from accelerate import Accelerator
@@ -55,7 +60,6 @@ from timm_synermix.checkpoint import (
     output_folder,
     save_errors,
 )
-from timm_synermix.cli import create_parsers, parse_args, usage_errors
 from timm_synermix.datasets import class_names
 from timm_synermix.evaluate import Cohesion, CohesionMeter, evaluate
 from timm_synermix.examples import example_images
@@ -359,6 +363,7 @@ def apply_off_epochs(run: Run, epoch: int) -> None:
     if off and run.create_loader_without_clean_views is not None:
         _logger.info(f'SynerMix is off from epoch {epoch} on.')
         run.loader_train = run.create_loader_without_clean_views()
+        run.task.synermix_enabled = False  # batches without clean views could be those between an interval's
     if args.mixup_off_epoch and epoch >= args.mixup_off_epoch:
         run.loader_train.mixup_enabled = False  # where the collate function mixes
         if run.mixup_fn is not None:
@@ -447,13 +452,20 @@ def train_one_epoch(run: Run, epoch: int) -> dict[str, float]:
         if args.channels_last:
             input = input.contiguous(memory_format=torch.channels_last)
 
-        with gradient_sync(accelerator, task, update_due):
-            with accelerator.autocast():
-                result = task(input, target)
-            loss = result['loss'] * batch_loss_scale(args, len(target)) / window
-            accelerator.backward(loss, create_graph=second_order)
-        losses.append(({name: value.detach() for name, value in result.items() if value.ndim == 0}, len(target)))
-        run.guard.add(losses[-1][0], update)
+        # One loss after the other, each with its backward pass: the activations of one are in memory at a time.
+        parts = task.parts(input, target) if isinstance(task, SynerMixTask) else [partial(task, input, target)]
+        values: dict[str, Tensor] = {}
+        for part in parts:
+            with gradient_sync(accelerator, task, update_due and part is parts[-1]):
+                with accelerator.autocast():
+                    result = part()
+                loss = result['loss'] * batch_loss_scale(args, len(target)) / window
+                accelerator.backward(loss, create_graph=second_order)
+            for name, value in result.items():
+                if value.ndim == 0:
+                    values[name] = values.get(name, 0.0) + value.detach()
+        losses.append((values, len(target)))
+        run.guard.add(values, update)
         samples, data_time = samples + len(target), data_time + waited
         if not update_due:
             continue
@@ -600,6 +612,7 @@ def write_run_report(run: Run) -> None:
         args=vars(run.args),
     )
     folder = os.path.join(run.saver.checkpoint_dir, 'report')
+    set_epoch(run.loader_train, 0)  # whose first batch has clean views, also with --synermix-interval
     examples = example_images(run.loader_train, run.mixup_fn, run.data_config)
     _logger.info(f'Report: {write_report(folder, [evaluated], class_names=run.class_names, examples=examples)}')
 

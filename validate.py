@@ -16,6 +16,12 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
+from timm_synermix.cli import usage_errors
+from timm_synermix.validate_args import check_args, create_folder, create_parser, parse_args
+
+if __name__ == '__main__':  # --help and misspelt flags are answered before what takes seconds to import
+    create_parser().parse_args()
+
 import safetensors.torch
 import torch
 from accelerate import Accelerator
@@ -24,12 +30,10 @@ from timm.utils import check_batch_size_retry, decay_batch_step, random_seed, se
 from torch import Tensor
 
 from timm_synermix.candidates import Candidate, find_candidates
-from timm_synermix.cli import usage_errors
 from timm_synermix.devices import create_accelerator
 from timm_synermix.evaluate import CohesionMeter, evaluate
 from timm_synermix.evaluators import FeatureStore
 from timm_synermix.tracking import finite_or_none
-from timm_synermix.validate_args import check_args, create_folder, create_parser, parse_args
 from timm_synermix.validate_build import (
     Built,
     build_dataset,

@@ -4,10 +4,11 @@ import re
 from pathlib import Path
 
 import pytest
+import timm.utils
 import yaml
-from timm.utils import ParseKwargs
 
 import train
+from timm_synermix.timm_args import ParseKwargs
 
 FLAGS = json.loads((Path(__file__).parent / 'data' / 'timm_train_flags.json').read_text())
 TYPES = {'int': int, 'float': float, 'str': str}
@@ -41,6 +42,21 @@ def test_every_flag_of_timm(flag):
     assert action.choices == flag.get('choices')
 
 
+def test_keyword_arguments_are_read_as_timm_reads_them():
+    given = ['a=1', 'b=2.5', 'c=text', "d=[1, 'x']", 'e=None', 'f=1=2', 'g=', '']
+    ours, theirs = argparse.ArgumentParser(), argparse.ArgumentParser()
+    ours.add_argument('--kwargs', nargs='*', action=ParseKwargs)
+    theirs.add_argument('--kwargs', nargs='*', action=timm.utils.ParseKwargs)
+    assert ours.parse_args(['--kwargs', *given]) == theirs.parse_args(['--kwargs', *given])
+
+
+def test_keyword_arguments_need_a_name(monkeypatch, capsys):
+    with pytest.raises(SystemExit) as error:
+        parse(monkeypatch, '--model-kwargs', 'depth')
+    assert error.value.code == 2
+    assert "--model-kwargs: must be name=value, got 'depth'" in capsys.readouterr().err
+
+
 def test_the_flags_timm_1_0_31_adds():
     added = {'stop_epoch': int, 'save_epochs': int, 'loss': None, 'task': None, 'lr_decay_fn': None}
     for dest, kind in added.items():
@@ -67,6 +83,7 @@ def test_nothing_of_timm_is_hidden_by_ours():
         '--log-with',
         '--report',
         '--synermix-forward',
+        '--synermix-interval',
         '--synermix-off-epoch',
         '--strict-data',
         '--max-bad-steps',

@@ -27,6 +27,13 @@ def batch_and_indices(loader):
     return next(iter(loader)), indices
 
 
+def assert_same_pixels(view, expected):
+    """Normalised images are the same but for the rounding of a resize: at most 2 of 255."""
+    difference = (view - expected).abs() * torch.tensor(STD).view(3, 1, 1) * 255
+    assert difference.max() < 2.01
+    assert difference.mean() < 0.05
+
+
 @pytest.mark.parametrize('use_prefetcher', [True, False])
 def test_clean_view_is_the_evaluation_transform(image_folder, use_prefetcher):
     dataset, loader = load(image_folder, use_prefetcher=use_prefetcher, crop_pct=0.8, clean_interpolation='bicubic')
@@ -35,10 +42,27 @@ def test_clean_view_is_the_evaluation_transform(image_folder, use_prefetcher):
     for i, index in enumerate(indices):
         file, target = dataset.reader[index]
         expected = evaluation(Image.open(file).convert('RGB'))
-        torch.testing.assert_close(x[i], expected, atol=1e-5, rtol=1e-5)
+        assert_same_pixels(x[i], expected)
         assert y[i] == target
     assert x.shape == (2 * len(y), 3, 16, 16)
     assert not torch.equal(x[: len(y)], x[len(y) :])
+
+
+@pytest.mark.parametrize(
+    'kwargs',
+    [
+        dict(clean_interpolation='lanczos', crop_pct=0.9),
+        dict(clean_interpolation='bicubic', crop_mode='squash', crop_pct=0.9),
+        dict(clean_interpolation='bicubic', crop_mode='border', crop_pct=0.9),
+    ],
+)
+def test_clean_view_of_other_interpolations_and_crops(image_folder, kwargs):
+    dataset, loader = load(image_folder, **kwargs)
+    (x, _), indices = batch_and_indices(loader)
+    expected = dict(interpolation=kwargs['clean_interpolation'], crop_pct=0.9, crop_mode=kwargs.get('crop_mode'))
+    evaluation = create_transform((3, 16, 16), mean=MEAN, std=STD, **expected)
+    for i, index in enumerate(indices):
+        assert_same_pixels(x[i], evaluation(Image.open(dataset.reader[index][0]).convert('RGB')))
 
 
 def test_augmented_view_is_the_training_transform(image_folder):
@@ -105,10 +129,39 @@ def test_partners_with_the_clean_view_alone(image_folder, use_prefetcher):
         some_partners += len(y) - base
         for i, index in enumerate(indices):
             file, target = dataset.reader[index if index >= 0 else ~index]
-            torch.testing.assert_close(x[i], evaluation(Image.open(file).convert('RGB')), atol=1e-5, rtol=1e-5)
+            assert_same_pixels(x[i], evaluation(Image.open(file).convert('RGB')))
             assert y[i] == target
         assert (x[len(y) :] == 0).all(1).flatten(1).any(1).all()  # every augmented view has erased pixels
     assert some_partners
+
+
+@pytest.mark.parametrize('use_prefetcher', [True, False])
+def test_an_interval_leaves_the_clean_views_out_of_the_batches_between(image_folder, use_prefetcher):
+    """The others are augmented views alone, and all of them are erased."""
+    kwargs = dict(no_aug=True, interpolation='bilinear', use_prefetcher=use_prefetcher)
+    dataset, loader = load(image_folder, interval=2, **kwargs)
+    training = create_transform(
+        (3, 16, 16), is_training=True, no_aug=True, interpolation='bilinear', mean=MEAN, std=STD
+    )
+    shapes = []
+    for (x, y), items in zip(loader, list(loader.batch_sampler.batch_sampler), strict=True):
+        shapes.append(len(x) / len(y))
+        for i, item in enumerate(items):
+            index = item[0] if isinstance(item, tuple) else item
+            expected = training(Image.open(dataset.reader[index][0]).convert('RGB'))
+            torch.testing.assert_close(x[len(x) - len(y) + i], expected, atol=1e-5, rtol=1e-5)
+            assert y[i] == dataset.reader[index][1]
+    assert shapes == [2, 1, 2]
+    _, erased = load(image_folder, interval=2, re_prob=1.0, use_prefetcher=use_prefetcher)
+    for x, y in erased:
+        assert (x[len(x) - len(y) :] == 0).all(1).flatten(1).any(1).all()
+
+
+def test_an_interval_needs_labels(image_folder):
+    dataset = create_dataset('', root=str(image_folder), split='train')
+    del dataset.reader.samples
+    with pytest.raises(ValueError, match='interval must be 1 for ImageDataset, which does not tell its labels, got 2'):
+        create_synermix_loader(dataset, 16, 8, interval=2)
 
 
 def test_fixed_batches_have_one_shape(image_folder):
@@ -125,7 +178,7 @@ def test_a_subset_is_loaded_in_two_views(image_folder):
     plain = create_transform(16, interpolation='bilinear', mean=MEAN, std=STD)
     (x, y), indices = batch_and_indices(loader)
     for i, index in enumerate(indices):
-        torch.testing.assert_close(x[i], plain(Image.open(dataset.reader[index + 2][0]).convert('RGB')))
+        assert_same_pixels(x[i], plain(Image.open(dataset.reader[index + 2][0]).convert('RGB')))
     assert len(x) == 2 * len(y) == 16
 
 

@@ -8,6 +8,7 @@ from timm_models import check_feature_hook, create
 from torch import nn
 
 from timm_synermix import FeatureHook
+from timm_synermix.features import pool_feature
 
 # A model of each kind of classifier: Linear, Conv2d, two heads, an MLP before it, tokens into it.
 FAMILIES = [
@@ -104,3 +105,12 @@ def test_unknown_name_lists_those_there_are():
 def test_a_model_without_classifier_is_refused_by_name(kwargs):
     with pytest.raises(ValueError, match=f'{kwargs["model_name"]} has no classifier'):
         FeatureHook(timm.create_model(**kwargs))
+
+
+def test_pool_feature():
+    vector, tokens, planes = torch.randn(2, 5), torch.randn(2, 7, 3), torch.randn(2, 4, 2, 2)
+    assert torch.equal(pool_feature(vector), vector)
+    torch.testing.assert_close(pool_feature(tokens)[1], tokens[1].mean(0))
+    joined = pool_feature((vector, tokens, planes))
+    assert joined.shape == (2, 5 + 3 + 4)
+    torch.testing.assert_close(joined[0, 8:], planes[0].flatten(1).mean(1))

@@ -1,6 +1,8 @@
 """Classes mixed across ranks: two processes with half a batch each against one with the whole."""
 
 import copy
+from contextlib import nullcontext
+from functools import partial
 
 import pytest
 import torch
@@ -39,6 +41,23 @@ def where():
     return torch.cat([rank * ROWS + torch.arange(cut.stop - cut.start) for rank, cut in enumerate(CUT)])
 
 
+def assert_parts_have_the_same_gradients(task, input, target):
+    """One loss after the other, averaged over the ranks with the last; of two batches."""
+    wrapped = task.trainable_module
+    gradients = []
+    for in_parts in (False, True):
+        wrapped.zero_grad()
+        task.num_batches = 0
+        for _ in range(2):
+            last = task.num_batches == 1
+            parts = task.parts(input, target) if in_parts else [partial(task, input, target)]
+            for part in parts:
+                with nullcontext() if last and part is parts[-1] else wrapped.no_sync():
+                    part()['loss'].backward()
+        gradients.append([p.grad.clone() for p in wrapped.parameters()])
+    torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-12)
+
+
 def run_rank(rank, port, folder):
     dist.init_process_group('gloo', init_method=f'tcp://127.0.0.1:{port}', rank=rank, world_size=2)
     try:
@@ -54,6 +73,7 @@ def run_rank(rank, port, folder):
             result = task(torch.cat([clean, augmented]), TARGET[CUT[rank]])
             result['loss'].backward()
             results.append((result['intra_loss'], [p.grad for p in model.parameters()]))
+            assert_parts_have_the_same_gradients(task, torch.cat([clean, augmented]), TARGET[CUT[rank]])
         torch.save(results, f'{folder}/rank{rank}.pt')
         with pytest.raises(ValueError, match='at least the 3 rows of this rank, got 2'):
             gather_rows(torch.zeros(3, 1), 2)

@@ -91,18 +91,24 @@ def bad_loss(monkeypatch):
     """Make a part of the loss of some batches not finite, gradients and BatchNorm's statistics too."""
 
     def make(part, batches, value=NAN):
-        original, calls = SynerMixTask.forward, []
+        draw, losses, calls = SynerMixTask._draw, SynerMixTask._losses, []
 
-        def forward(self, input, target):
+        def bad():
+            return len(calls) - 1 in batches
+
+        def draw_bad(self, input, target):
             calls.append(None)
-            bad = len(calls) - 1 in batches
-            result = original(self, torch.full_like(input, NAN) if bad and part == 'input' else input, target)
-            if bad and part != 'input':
+            return draw(self, torch.full_like(input, NAN) if bad() and part == 'input' else input, target)
+
+        def bad_losses(self, batch):
+            result = losses(self, batch)
+            if bad() and part in result:
                 result['loss'] = result['loss'] * value
                 result[part] = result[part] * value
             return result
 
-        monkeypatch.setattr(SynerMixTask, 'forward', forward)
+        monkeypatch.setattr(SynerMixTask, '_draw', draw_bad)
+        monkeypatch.setattr(SynerMixTask, '_losses', bad_losses)
 
     return make
 

@@ -21,7 +21,6 @@ from timm_synermix.metrics import (
     MinInterClassDistance,
     Silhouette,
     cohesion_metrics,
-    pool_feature,
 )
 
 # The definitions, image by image and pair by pair.
@@ -345,12 +344,3 @@ def test_two_processes_compute_what_one_does(tmp_path, free_port):
 def test_bad_arguments(metric_class, arguments, update, message):
     with pytest.raises(ValueError, match=message):
         metric_class(*arguments).update(*update)
-
-
-def test_pool_feature():
-    vector, tokens, planes = torch.randn(2, 5), torch.randn(2, 7, 3), torch.randn(2, 4, 2, 2)
-    assert torch.equal(pool_feature(vector), vector)
-    torch.testing.assert_close(pool_feature(tokens)[1], tokens[1].mean(0))
-    joined = pool_feature((vector, tokens, planes))
-    assert joined.shape == (2, 5 + 3 + 4)
-    torch.testing.assert_close(joined[0, 8:], planes[0].flatten(1).mean(1))

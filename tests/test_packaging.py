@@ -2,7 +2,10 @@ import subprocess
 import sys
 import zipfile
 
+import pytest
 from conftest import ROOT
+
+import timm_synermix
 
 
 def test_a_wheel_holds_the_package_and_both_scripts(tmp_path):
@@ -23,6 +26,25 @@ def test_setup_py_works():
     assert (
         subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip() == 'timm-synermix'
     )
+
+
+def test_what_is_slow_to_import_waits_until_it_is_used():
+    """The flags need no torch; training without cohesion metrics and trackers needs no torchmetrics, no matplotlib."""
+    before_torch = 'import sys, timm_synermix.cli, timm_synermix.validate_args; assert "torch" not in sys.modules'
+    lean = (
+        'import sys, timm; before = set(sys.modules); import timm_synermix.train; '  # timm imports wandb where it is
+        'assert not {"torchmetrics", "matplotlib", "sklearn", "wandb"} & (set(sys.modules) - before)'
+    )
+    for code in (before_torch, lean):
+        subprocess.run([sys.executable, '-c', code], check=True)
+
+
+def test_every_public_name_is_where_the_package_says():
+    for name in timm_synermix.__all__:
+        assert getattr(timm_synermix, name).__doc__ if name != 'IGNORE_INDEX' else True
+        assert name in dir(timm_synermix)
+    with pytest.raises(AttributeError, match='no_such_name'):
+        timm_synermix.no_such_name  # noqa: B018
 
 
 def test_installed_scripts_start():

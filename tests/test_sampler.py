@@ -3,6 +3,7 @@ import pytest
 from torch.utils.data import DistributedSampler
 
 from timm_synermix import SupplementBatchSampler
+from timm_synermix.sampler import AUGMENTED
 
 
 def create(targets, batch_size, *, rank=0, world=1, **kwargs):
@@ -201,3 +202,36 @@ def test_partners_of_the_clean_view_alone_stand_last_and_are_marked():
 def test_fixed_and_clean_only_exclude_each_other():
     with pytest.raises(ValueError, match='fixed and clean_only exclude each other'):
         create([0, 0, 1, 1], 2, fixed=True, clean_only=True)
+
+
+@pytest.mark.parametrize('kwargs', [dict(), dict(fixed=True), dict(clean_only=True)])
+@pytest.mark.parametrize('batches_per_update', [1, 2])
+def test_an_interval_has_clean_views_in_every_kth_update(kwargs, batches_per_update):
+    """Counted over the epochs, 7 batches each: with two for an update the last update of an epoch has one."""
+    targets, K = np.repeat(np.arange(30), 7), 3
+    sampler = create(targets, 32, interval=K, batches_per_update=batches_per_update, **kwargs)
+    update = 0
+    for epoch in range(4):
+        sampler.set_epoch(epoch)
+        batches = list(sampler)
+        assert len(batches) == 7
+        for number, batch in enumerate(batches):
+            marked = [item for item in batch if isinstance(item, tuple)]
+            if update % K == 0:
+                assert not marked
+                images = [item if item >= 0 else ~item for item in batch]
+                assert np.bincount(targets[images], minlength=30)[targets[images]].min() >= 2
+            else:
+                assert len(marked) == len(batch)
+                assert all(mark == AUGMENTED for _, mark in marked)
+                assert len(batch) <= 32
+            update += (number + 1) % batches_per_update == 0 or number == 6
+        if not kwargs:
+            drawn = [item[0] if isinstance(item, tuple) else item for batch in batches for item in batch]
+            assert set(drawn) == set(range(210))
+
+
+@pytest.mark.parametrize('name', ['interval', 'batches_per_update'])
+def test_an_interval_must_be_positive(name):
+    with pytest.raises(ValueError, match=f'{name} must be at least 1, got 0'):
+        create([0, 0, 1], 2, **{name: 0})

@@ -1,5 +1,6 @@
 import copy
 from contextlib import nullcontext
+from functools import partial
 
 import numpy as np
 import pytest
@@ -403,12 +404,102 @@ def test_no_recompilation_after_warm_up(kwargs, sizes, graphs):
     assert counts[len(sizes)] == counts[-1] == graphs
 
 
+PARTS = {
+    'plain': (dict(beta=0.3), 2),
+    'mixup': (dict(beta=0.1, mixup_fn=Mixup(0.5, num_classes=CLASSES)), 2),
+    'bank': (dict(bank=True), 2),
+    'num_mixed': (dict(num_mixed=1), 2),
+    'bce': (dict(criterion_kwargs=dict(loss_type='bce')), 2),
+    'fused': (dict(fused=True), 1),
+    'interval': (dict(interval=3), 2),
+    'beta 0': (dict(beta=0.0), 1),
+    'beta 1': (dict(beta=1.0), 1),
+}
+
+
+@pytest.mark.parametrize('name', PARTS)
+def test_one_loss_after_the_other_has_the_same_gradients(name):
+    """Two batches are accumulated; the average of BatchNorm and the losses are the same too."""
+    kwargs, num_parts = PARTS[name]
+    torch.manual_seed(0)
+    model, batches = create_model(), [images(), images()]
+    runs = []
+    for in_parts in (False, True):
+        np.random.seed(0)
+        task = create_task(copy.deepcopy(model), **kwargs)
+        losses = []
+        for batch in map(torch.clone, batches):  # timm's Mixup works in place
+            parts = task.parts(batch, TARGET) if in_parts else [partial(task, batch, TARGET)]
+            assert len(parts) == (num_parts if in_parts else 1)
+            loss = 0.0
+            for part in parts:
+                result = part()
+                result['loss'].backward()
+                loss += result['loss'].item()
+            losses.append(loss)
+        inner = task.trainable_module.model
+        runs.append((losses, [p.grad for p in inner.parameters()], list(inner.buffers())))
+    torch.testing.assert_close(runs[1], runs[0], rtol=1e-10, atol=1e-12)
+
+
+def test_one_loss_after_the_other_holds_one_set_of_activations():
+    """Bytes that wait for a backward pass, at the most."""
+
+    def peak(run):
+        held = {'now': 0, 'most': 0}
+
+        class Held:
+            def __init__(self, tensor):
+                self.tensor, self.size = tensor, tensor.nbytes
+                held['now'] += self.size
+                held['most'] = max(held.values())
+
+            def __del__(self):
+                held['now'] -= self.size
+
+        with torch.autograd.graph.saved_tensors_hooks(Held, lambda kept: kept.tensor):
+            run()
+        assert held['now'] == 0
+        return held['most']
+
+    def in_parts():
+        for part in task.parts(batch, TARGET):
+            part()['loss'].backward()
+
+    task, batch = create_task(), images()
+    plain = ClassificationTask(create_model(), dtype=torch.float64, verbose=False)
+    alone = peak(lambda: plain(batch[:B], TARGET)['loss'].backward())
+    assert peak(in_parts) < 1.1 * alone
+    assert peak(lambda: task(batch, TARGET)['loss'].backward()) > 1.9 * alone
+
+
+def test_an_interval_leaves_the_mean_of_the_loss_unchanged(fixed_draws):
+    """K batches with clean views in one of them against K with clean views in all, of the same images."""
+    model, batch, K = create_model(norm=False), images(), 4
+    every = create_task(model, beta=0.3)(batch, TARGET)
+    task = create_task(model, beta=0.3, interval=K)
+    with_clean, *without = [task(batch, TARGET), *[task(batch[B:], TARGET) for _ in range(K - 1)]]
+    assert all('intra_loss' not in result for result in without)
+    torch.testing.assert_close(with_clean['intra_loss'], every['intra_loss'])
+    mean = (with_clean['loss'] + sum(result['loss'] for result in without)) / K
+    torch.testing.assert_close(mean, every['loss'])
+
+
+@pytest.mark.parametrize('in_parts', [False, True])
 @pytest.mark.parametrize('amp', [None, torch.bfloat16])
-def test_under_autocast(amp):
+def test_under_autocast(amp, in_parts):
     task = SynerMixTask(timm.create_model('test_vit', num_classes=CLASSES, img_size=32), beta=0.5, verbose=False)
     with torch.autocast('cpu', dtype=amp, enabled=amp is not None):
-        result = task(torch.randn(2 * B, 3, 32, 32), TARGET)
-    result['loss'].backward()
+        batch = torch.randn(2 * B, 3, 32, 32)
+        if in_parts:
+            results = []
+            for part in task.parts(batch, TARGET):  # the weights that autocast keeps serve both
+                results.append(part())
+                results[-1]['loss'].backward()
+            result = results[0] | results[1]
+        else:
+            result = task(batch, TARGET)
+            result['loss'].backward()
     assert all(p.grad.isfinite().all() for p in task.trainable_module.parameters())
     assert result['intra_loss'].item() == pytest.approx(np.log(CLASSES), rel=0.5)
 
@@ -418,6 +509,8 @@ def test_under_autocast(amp):
     [
         (dict(beta=1.5), r'beta must be in \[0, 1\], got 1.5'),
         (dict(num_mixed=-2), 'num_mixed must be 0 .* got -2'),
+        (dict(interval=0), 'interval must be at least 1, got 0'),
+        (dict(interval=2, beta=1.0), 'interval must be 1 with beta 1, .* got 2'),
         (dict(bank=True, gather_rows=16), 'bank and gather_rows cannot be used together'),
         (dict(criterion=nn.CrossEntropyLoss(), mixup_fn=Mixup(num_classes=5)), 'intra_criterion must be given'),
     ],

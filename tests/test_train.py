@@ -5,6 +5,7 @@ import json
 import math
 import sys
 import tarfile
+from functools import partial
 
 import pytest
 import timm
@@ -109,6 +110,8 @@ WORK_WITH_SYNERMIX = [
     ['--manifold-mixup', '1'],
     ['--manifold-mixup', '0.2', '--manifold-mixup-layers', '0', 'blocks.1', '--synermix-forward', 'fused'],
     ['--synermix-num-mixed', '2'],
+    ['--synermix-interval', '2', '--mixup', '0.5', '--reprob', '0.5'],
+    ['--synermix-interval', '2', '--synermix-singletons', 'bank', '--grad-accum-steps', '2'],
     ['--synermix-beta', '0'],
     ['--synermix-beta', '1'],
     ['--loss', 'bce', '--mixup', '0.2'],
@@ -303,19 +306,78 @@ def test_milestones_and_evaluation_interval(run_train):
 
 def test_synermix_and_mixup_can_be_turned_off(run_train, monkeypatch):
     shapes = []
-    original = SynerMixTask.forward
+    original = SynerMixTask.parts
 
-    def forward(self, input, target):
+    def parts(self, input, target):
         shapes.append((len(input) // len(target), self.mixup_fn.mixup_enabled))
         return original(self, input, target)
 
-    monkeypatch.setattr(SynerMixTask, 'forward', forward)
+    monkeypatch.setattr(SynerMixTask, 'parts', parts)
     flags = ['--synermix', '--mixup', '1', '--epochs', '3', '--synermix-off-epoch', '1', '--mixup-off-epoch', '2']
     run = run_train(*flags)
     assert list(dict.fromkeys(shapes)) == [(2, True), (1, True), (1, False)]
     header, *rows = (run.folder / 'summary.csv').read_text().split()
     assert 'lr,train_intra_loss,train_inter_loss,' in header
     assert [row.split(',')[6] == '' for row in rows] == [False, True, True]
+
+
+def test_an_interval_ends_with_synermix(run_train, monkeypatch):
+    """Between the updates of an interval L_inter has the weight 1 - beta; without SynerMix it is the whole loss."""
+    seen = []
+    original = SynerMixTask._losses
+
+    def losses(self, draw):
+        result = original(self, draw)
+        seen.append(
+            (draw.clean is not None, result.get('inter_loss', 0) and (result['loss'] / result['inter_loss']).item())
+        )
+        return result
+
+    monkeypatch.setattr(SynerMixTask, '_losses', losses)
+    run_train(
+        '--synermix',
+        '--synermix-beta',
+        '0.25',
+        '--synermix-interval',
+        '2',
+        '--epochs',
+        '2',
+        '--synermix-off-epoch',
+        '1',
+    )
+    whole = pytest.approx(1)
+    assert (
+        seen
+        == [
+            (True, 0),
+            (False, pytest.approx(0.75)),
+            (False, pytest.approx(0.75)),
+            (True, 0),
+            (False, pytest.approx(0.75)),
+        ]
+        + [(False, whole)] * 3
+    )
+
+
+@pytest.mark.parametrize(
+    'flags',
+    [
+        [],
+        ['--grad-accum-steps', '2', '--clip-grad', '0.5', '--mixup', '0.5'],
+        ['--clip-grad', '0.01', '--clip-mode', 'agc'],
+    ],
+    ids=' '.join,
+)
+def test_one_loss_after_the_other_trains_the_same_model(run_train, monkeypatch, flags):
+    flags = ['--synermix', *flags, '--lr', '0.01', '--epochs', '2']
+    apart = run_train(*flags)
+    monkeypatch.setattr(SynerMixTask, 'parts', lambda self, input, target: [partial(self.forward, input, target)])
+    summed = run_train(*flags, experiment='summed')
+    for name, value in apart.checkpoint()['state_dict'].items():
+        torch.testing.assert_close(value, summed.checkpoint()['state_dict'][name], atol=1e-5, rtol=1e-4)
+    for row, other in zip(apart.summary(), summed.summary(), strict=True):
+        assert row['train_loss'] == pytest.approx(other['train_loss'], rel=1e-5)
+        assert row['train_intra_loss'] == pytest.approx(other['train_intra_loss'], rel=1e-4)
 
 
 def test_the_same_seed_gives_the_same_run(run_train):
@@ -404,6 +466,10 @@ BAD = {
         '--synermix-gather and --synermix-singletons bank',
     ),
     'repeats': (['--aug-repeats', '3', '--synermix-singletons', 'bank'], 'bank and --aug-repeats cannot be used'),
+    'interval': (
+        ['--synermix-interval', '2', '--synermix-beta', '1'],
+        '--synermix-interval needs --synermix-beta below 1',
+    ),
     'channels': (['--in-chans', '1', '--input-size', '3', '32', '32'], 'Conflicting input channel counts'),
 }
 

@@ -20,12 +20,12 @@ from safetensors.torch import load_file, save_file
 from sklearn.metrics import precision_recall_fscore_support
 from timm.data import create_dataset, create_loader
 from timm.task import ClassificationEvaluator
-from timm.utils import ParseKwargs
 
 import validate
 from timm_synermix import validate_build
 from timm_synermix.evaluators import LabelEvaluator
 from timm_synermix.metrics import METRIC_NAMES
+from timm_synermix.timm_args import ParseKwargs
 
 FLAGS = json.loads((Path(__file__).parent / 'data' / 'timm_validate_flags.json').read_text())
 TIMM_COLUMNS = ['model', 'top1', 'top1_err', 'top5', 'top5_err']

@@ -5,19 +5,20 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from timm.task import ClassificationEvaluator, evaluation_sample_limit
 from torch import Tensor, nn
-from torchmetrics import MetricCollection
 from tqdm import tqdm
 
-from timm_synermix.features import FeatureHook
+from timm_synermix.features import FeatureHook, pool_feature
 from timm_synermix.loading import warn_of_skipped
-from timm_synermix.metrics import METRIC_NAMES, cohesion_metrics, pool_feature
+
+if TYPE_CHECKING:
+    from torchmetrics import MetricCollection
 
 _logger = logging.getLogger('train')
 
@@ -47,11 +48,14 @@ class CohesionMeter:
     """
 
     def __init__(self, num_classes: int, device: torch.device | str = 'cpu', num_drawn: int = 10) -> None:
+        from timm_synermix import metrics  # slow to import
+
         self.num_classes = num_classes
         # float64 keeps large sums exact; Apple's GPUs have none
         self.device = torch.device('cpu' if torch.device(device).type == 'mps' else device)
         self.drawn_classes = torch.linspace(0, num_classes - 1, min(num_drawn, num_classes)).long()
         self._feature_dim = 0
+        self._library = metrics
         self._metrics: MetricCollection | None = None
         self._waiting: list[tuple[Tensor, Tensor]] = []
         self._drawn: list[tuple[Tensor, Tensor]] = []
@@ -67,7 +71,7 @@ class CohesionMeter:
         feature, target = (torch.cat(parts) for parts in zip(*self._waiting, strict=True))
         self._waiting = []
         if self._metrics is None:  # the first features tell how long one is
-            self._metrics = cohesion_metrics(self.num_classes, self._feature_dim).to(self.device)
+            self._metrics = self._library.cohesion_metrics(self.num_classes, self._feature_dim).to(self.device)
         self._metrics.update(feature, target)
         drawn = torch.isin(target, self.drawn_classes.to(target.device))
         self._drawn.append((feature[drawn].float().cpu(), target[drawn].cpu()))
@@ -88,7 +92,7 @@ class CohesionMeter:
         # torchmetrics makes scalars of tensors with one element
         table = {name: value.reshape(-1) for name, value in values.pop('class_table').items()}
         features, targets = (torch.cat(parts) for parts in zip(*self._drawn, strict=True))
-        return Cohesion({name: values[name].item() for name in METRIC_NAMES}, table, features, targets)
+        return Cohesion({name: values[name].item() for name in self._library.METRIC_NAMES}, table, features, targets)
 
 
 @torch.no_grad()

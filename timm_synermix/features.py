@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
@@ -80,6 +81,18 @@ class FeatureHook:
         for handle in self._handles:
             handle.remove()
         self._handles = []
+
+
+def pool_feature(feature: Tensor | tuple[Tensor, ...]) -> Tensor:
+    """The features of a `FeatureHook` as one vector per image, `[N, D]`.
+
+    Positions of a feature map `[N, D, H, W]` or tokens `[N, T, D]` are averaged, several classifiers' features joined.
+    """
+    if isinstance(feature, tuple):
+        return torch.cat([pool_feature(part) for part in feature], dim=1)
+    if feature.ndim == 4:
+        return feature.mean((2, 3))
+    return feature.mean(1) if feature.ndim == 3 else feature
 
 
 def find_classifier_leaves(model: nn.Module, classifier: str | Sequence[str] | None = None) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -110,10 +112,33 @@ def mix_rows(feature: Tensor, row: Tensor, weight: Tensor) -> Tensor:
     Returns:
         `[N, ...]` in the dtype of feature; rows that no image maps to are zero.
     """
-    dtype = torch.promote_types(feature.dtype, torch.float32)
-    weight = weight.to(dtype).view(-1, *[1] * (feature.ndim - 1))
-    weighted = feature.to(dtype) * weight
-    return torch.zeros_like(weighted).index_add(0, row, weighted).to(feature.dtype)
+    image = torch.arange(len(row), device=row.device)
+    ordered, order = torch.sort(row)
+    start = torch.searchsorted(ordered, image)  # where in order the images of each row begin
+    mixed: Tensor = _WeightedSum.apply(feature, order, start, weight[order], row, image, weight)
+    return mixed
+
+
+class _WeightedSum(torch.autograd.Function):
+    """Weighted sums of rows in one fused kernel, and so is the backward pass; the order of summation is fixed.
+
+    `result[r] = sum_{start_r <= k < start_{r+1}} weight_k * x[index_k]`, in float32 or better. Arguments are x, the
+    three tensors of these sums, and those of the backward pass, which are sums of the same kind.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *sums: Tensor) -> Tensor:
+        ctx.save_for_backward(*sums)
+        index, start, weight = sums[:3]
+        rows = x.to(torch.promote_types(x.dtype, torch.float32)).flatten(1)
+        # what F.embedding_bag(mode='sum') calls, without the time of its checks
+        result = torch.embedding_bag(rows, index, start, False, 0, False, weight.to(rows.dtype))[0]
+        return result.view(x.shape).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grad: Tensor) -> tuple[Tensor | None, ...]:
+        sums = ctx.saved_tensors
+        return _WeightedSum.apply(*grad, *sums[3:], *sums[:3]), *[None] * len(sums)
 
 
 def intra_class_mix(
@@ -156,12 +181,12 @@ def intra_class_mix(
     return mix_rows(feature, row, weight), row_target
 
 
-def synermix_loss(intra_loss: Tensor, inter_loss: Tensor, beta: float) -> Tensor:
+def synermix_loss(intra_loss: Tensor | float, inter_loss: Tensor | float, beta: float) -> Tensor:
     """Integrate the two losses: `L = beta * L_intra + (1 - beta) * L_inter`.
 
     Args:
         intra_loss: Scalar, the loss of the intra-class mixed features.
-        inter_loss: Scalar, the recipe's own loss on the augmented images.
+        inter_loss: Scalar, the recipe's own loss on the augmented images. At least one of the two is a tensor.
         beta: Weight of the intra-class loss, in `[0, 1]`.
 
     Raises:
@@ -170,7 +195,8 @@ def synermix_loss(intra_loss: Tensor, inter_loss: Tensor, beta: float) -> Tensor
     Source: SynerMix step 4 (arXiv 2403.14137).
     """
     check_beta(beta)
-    return beta * intra_loss + (1.0 - beta) * inter_loss
+    loss: Any = beta * intra_loss + (1.0 - beta) * inter_loss
+    return loss
 
 
 def check_beta(beta: float) -> None:
@@ -183,3 +209,13 @@ def check_num_mixed(num_mixed: int) -> None:
     """Raise ValueError if num_mixed is negative."""
     if num_mixed < 0:
         raise ValueError(f'num_mixed must be 0 (all) or a positive number of images, got {num_mixed}.')
+
+
+def check_interval(interval: int, beta: float | None = None) -> None:
+    """Raise ValueError unless interval is positive, and 1 where beta leaves no other loss for the updates between."""
+    if interval < 1:
+        raise ValueError(f'interval must be at least 1, got {interval}.')
+    if interval > 1 and beta == 1.0:
+        raise ValueError(
+            f'interval must be 1 with beta 1, which leaves the updates between without a loss, got {interval}.'
+        )

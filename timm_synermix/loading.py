@@ -291,7 +291,7 @@ class SamplePrefetchLoader(PrefetchLoader):
     Args:
         loader: The loader, or one of a stream, whose erasing has no seed.
         erase: Erases in place. None for not.
-        clean_view: Batches begin with as many clean images as there are targets, which stay as they are.
+        clean_view: Batches of more images than targets begin with as many clean ones, which stay as they are.
         kwargs: Other arguments of PrefetchLoader.
     """
 
@@ -309,5 +309,5 @@ class SamplePrefetchLoader(PrefetchLoader):
                     if known:
                         key = ('erase', self.loader.seed, draws.rank, draws.epoch, number)
                         seed_everything(seed_of(*key), self.device)
-                    self.erase(input[len(target) if self.clean_view else 0 :])
+                    self.erase(input[len(target) if self.clean_view and len(input) > len(target) else 0 :])
             yield input, target

@@ -16,8 +16,7 @@ import torch
 from timm.data.mixup import mixup_target
 from torch import Tensor, nn
 
-from timm_synermix.features import FeatureHook
-from timm_synermix.metrics import pool_feature
+from timm_synermix.features import FeatureHook, pool_feature
 
 _logger = logging.getLogger(__name__)
 

@@ -460,15 +460,3 @@ def cohesion_metrics(num_classes: int, feature_dim: int, seed: int = 0) -> Metri
     shared = [name for name, metric in metrics.items() if isinstance(metric, _ClassMoments)]
     alone = [[name] for name in metrics if name not in shared]
     return MetricCollection(metrics, compute_groups=[shared, *alone])
-
-
-def pool_feature(feature: Tensor | tuple[Tensor, ...]) -> Tensor:
-    """The features of a `FeatureHook` as one vector per image, `[N, D]`.
-
-    Positions of a feature map `[N, D, H, W]` or tokens `[N, T, D]` are averaged, several classifiers' features joined.
-    """
-    if isinstance(feature, tuple):
-        return torch.cat([pool_feature(part) for part in feature], dim=1)
-    if feature.ndim == 4:
-        return feature.mean((2, 3))
-    return feature.mean(1) if feature.ndim == 3 else feature

@@ -23,7 +23,14 @@ _logger = logging.getLogger('train')
 # What decides which images a batch has: no run can go on in the middle of an epoch with other ones.
 _OF_BATCHES = ['batch_size', 'world_size', 'seed', 'grad_accum_steps', 'dataset', 'train_split', 'class_map']
 _OF_BATCHES += ['aug_repeats', 'epoch_repeats', 'synermix', 'synermix_singletons', 'synermix_supplement']
-_OF_BATCHES += ['synermix_batch', 'synermix_off_epoch', 'train_img_sizes', 'train_batch_sizes', 'train_size_probs']
+_OF_BATCHES += [
+    'synermix_batch',
+    'synermix_interval',
+    'synermix_off_epoch',
+    'train_img_sizes',
+    'train_batch_sizes',
+    'train_size_probs',
+]
 # What the state of an optimizer holds, so that the flags of a resumed run are without effect.
 _OF_OPTIMIZER = ['lr', 'lr_base', 'lr_base_size', 'lr_base_scale', 'momentum', 'weight_decay', 'opt_eps', 'opt_betas']
 _OF_OPTIMIZER += ['layer_decay', 'opt_kwargs']

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Sampler
 
+AUGMENTED = 'augmented'  # marks an image of which the augmented view alone is wanted
 
-class SupplementBatchSampler(Sampler[list[int]]):
+
+class SupplementBatchSampler(Sampler[list[Any]]):
     """Cut an index sampler's epoch into batches and give every lone class of a batch a second image.
 
     SynerMix interpolates the images of a class, so a class needs two different images in a batch. For a class with one,
@@ -37,11 +39,16 @@ class SupplementBatchSampler(Sampler[list[int]]):
         clean_only: Yield partners last in their batch, as `~index` (negative), for a data set that then gives the clean
             view alone.
         fixed: Batches of one size, see above.
+        interval: Draw partners in every interval-th update alone, and yield the others' images as pairs
+            `(index, AUGMENTED)`, for a data set that then gives the augmented view alone. Updates are counted over all
+            epochs.
+        batches_per_update: Batches whose gradients are accumulated for an update.
         seed: Seed of the partners and of the order inside a batch, at least 0.
         rank: Distributed rank, so that ranks draw different partners.
 
     Raises:
-        ValueError: batch_size is below 2, the sampler is empty, or fixed and clean_only are used together.
+        ValueError: batch_size is below 2, interval or batches_per_update below 1, the sampler is empty, or fixed and
+            clean_only are used together.
 
     Source: SynerMix step 1 (arXiv 2403.14137). The authors' code redraws until it finds a different image, which never
     ends for a class with one.
@@ -56,11 +63,16 @@ class SupplementBatchSampler(Sampler[list[int]]):
         supplement: bool = True,
         clean_only: bool = False,
         fixed: bool = False,
+        interval: int = 1,
+        batches_per_update: int = 1,
         seed: int = 42,
         rank: int = 0,
     ) -> None:
         if batch_size < 2:
             raise ValueError(f'batch_size must be at least 2 to mix images within a class, got {batch_size}.')
+        for name, count in (('interval', interval), ('batches_per_update', batches_per_update)):
+            if count < 1:
+                raise ValueError(f'{name} must be at least 1, got {count}.')
         if len(sampler) == 0:
             raise ValueError('sampler must have at least one index, got an empty one.')
         if fixed and clean_only:
@@ -70,6 +82,8 @@ class SupplementBatchSampler(Sampler[list[int]]):
         self.supplement = supplement
         self.clean_only = clean_only
         self.fixed = fixed
+        self.interval = interval
+        self.batches_per_update = batches_per_update
         self.seed = seed
         self.rank = rank
         self.targets = np.asarray(targets, dtype=np.int64)
@@ -91,16 +105,24 @@ class SupplementBatchSampler(Sampler[list[int]]):
     def __len__(self) -> int:
         return -(-len(self.sampler) // self.batch_size)
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[list[Any]]:
         generator = np.random.default_rng([self.seed, self.epoch, self.rank])
         indices = np.fromiter(self.sampler, dtype=np.int64, count=len(self.sampler))
-        if self.fixed:
-            yield from self._fixed_batches(indices, generator)
-            return
+        batches = self._fixed_batches(indices, generator) if self.fixed else self._batches(indices, generator)
+        for number, batch in enumerate(batches):
+            yield batch if self._has_clean_views(number) else [(index, AUGMENTED) for index in batch]
+
+    def _has_clean_views(self, number: int) -> bool:
+        """Whether a batch of the epoch is of an update with an intra-class loss."""
+        updates_per_epoch = -(-len(self) // self.batches_per_update)
+        return (self.epoch * updates_per_epoch + number // self.batches_per_update) % self.interval == 0
+
+    def _batches(self, indices: np.ndarray, generator: np.random.Generator) -> Iterator[list[int]]:
         pairs = len(indices) // 2
         cuts = [2 * -(-k * pairs // len(self)) for k in range(1, len(self))]
-        for batch in np.split(indices, cuts):
-            partners = self._partners_of(self._lone_images(batch), generator) if self.supplement else batch[:0]
+        for number, batch in enumerate(np.split(indices, cuts)):
+            supplement = self.supplement and self._has_clean_views(number)
+            partners = self._partners_of(self._lone_images(batch), generator) if supplement else batch[:0]
             clean_only = ~partners if self.clean_only else batch[:0]
             if not self.clean_only:
                 batch = np.concatenate([batch, partners])
@@ -126,14 +148,15 @@ class SupplementBatchSampler(Sampler[list[int]]):
                 return rest.pop(candidates[-1])
             return int(self._partners_of(np.array([index]), generator)[0])
 
-        for _ in range(len(self)):
+        for number in range(len(self)):
+            supplement = self.supplement and self._has_clean_views(number)
             batch: list[int] = []
             lone: dict[int, int] = {}  # the image of each class that needs a partner
             complete = set()  # the classes that need none
             while rest:
                 place, index = next(iter(rest.items()))
                 c = targets[index]
-                needs_partner = self.supplement and c not in complete and size[c] > 1
+                needs_partner = supplement and c not in complete and size[c] > 1
                 partner = needs_partner and c in lone and lone[c] != index
                 new_class = needs_partner and c not in lone
                 if len(batch) + 1 + len(lone) + new_class - partner > self.batch_size:
@@ -162,7 +185,10 @@ class SupplementBatchSampler(Sampler[list[int]]):
         return self._members[first + (self._place[images] - first + step) % size]
 
     def expected_supplements(self) -> float:
-        """Expected number of images beyond batch_size: `sum_c B p_c (1 - p_c)^(B - 1)`, if all B are different."""
+        """Expected number of images beyond batch_size B: `sum_c B p_c (1 - p_c)^(B - 1)`, if all B are different.
+
+        Of the batches that have clean views, if interval leaves some without.
+        """
         if not self.supplement or self.fixed:
             return 0.0
         size = self._size[self._size > 1]

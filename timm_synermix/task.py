@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from timm.loss import LabelSmoothingCrossEntropy
@@ -17,6 +18,7 @@ from timm_synermix.features import FeatureHook
 from timm_synermix.functional import (
     IGNORE_INDEX,
     check_beta,
+    check_interval,
     check_num_mixed,
     class_rows,
     mix_rows,
@@ -97,6 +99,19 @@ class SynerMixModule(nn.Module):
         return nullcontext() if mixing is None else mixing(batch_size, first_row)
 
 
+class _Draw(NamedTuple):
+    """One batch after all that is drawn at random for it."""
+
+    clean: Tensor | None
+    augmented: Tensor | None
+    inter_target: Tensor
+    row: Tensor
+    weight: Tensor
+    row_target: Tensor
+    bank: BankMix | None
+    beta: float
+
+
 class SynerMixTask(ClassificationTask):
     """Classification with SynerMix: `L = beta * L_intra + (1 - beta) * L_inter`.
 
@@ -120,6 +135,8 @@ class SynerMixTask(ClassificationTask):
         fused: See `SynerMixModule`.
         bank: For a class with one image in the batch, mix that with a recent feature of the class, see `FeatureBank`.
             Copies of an image, as of repeated augmentation, count as images.
+        interval: Expect clean views in every interval-th update alone, and weight their loss by interval, so that the
+            mean of the loss over updates is unchanged: a departure from the paper that saves most of the cost.
         gather_rows: Mix the classes of the batches of all ranks together: the paper's mini-batch is then the global
             one. At least the largest number of images in a batch of a rank, to which features are padded; 0 for the
             classes of each rank by itself. Needs a process group.
@@ -129,8 +146,8 @@ class SynerMixTask(ClassificationTask):
         device, dtype, verbose: As in timm.
 
     Raises:
-        ValueError: beta or num_mixed is out of range, the model has no classifier, criterion and mixup_fn come without
-            intra_criterion, or bank and gather_rows together.
+        ValueError: beta, num_mixed or interval is out of range, the model has no classifier, criterion and mixup_fn
+            come without intra_criterion, or bank and gather_rows together.
 
     Source: SynerMix (arXiv 2403.14137), steps 2 to 4. The authors' code loops over the classes on the host and leaves
     L_intra out of the loss it logs.
@@ -148,6 +165,7 @@ class SynerMixTask(ClassificationTask):
         num_mixed: int = 0,
         fused: bool = False,
         bank: bool = False,
+        interval: int = 1,
         gather_rows: int = 0,
         classifier: str | None = None,
         seed: int = 42,
@@ -158,6 +176,7 @@ class SynerMixTask(ClassificationTask):
         beta = (0.1 if mixup_fn is not None else 0.5) if beta is None else beta
         check_beta(beta)
         check_num_mixed(num_mixed)
+        check_interval(interval, beta)
         if bank and gather_rows:
             raise ValueError('bank and gather_rows cannot be used together: a bank is of one rank.')
         if criterion is not None and intra_criterion is None:
@@ -181,6 +200,8 @@ class SynerMixTask(ClassificationTask):
         self.mixup_fn = mixup_fn
         self.beta = beta
         self.num_mixed = num_mixed
+        self.fused = fused
+        self.interval = interval
         self.gather_rows = gather_rows
         self.bank: FeatureBank | None = None
         if bank:
@@ -241,34 +262,80 @@ class SynerMixTask(ClassificationTask):
         Raises:
             ValueError: input has fewer than N or more than 2 N rows.
         """
+        return self._losses(self._draw(input, target))
+
+    def parts(self, input: Tensor, target: Tensor) -> list[Callable[[], dict[str, Tensor]]]:
+        """The two losses of `forward` as steps of their own, which take half of its memory.
+
+            for part in task.parts(input, target):
+                part()['loss'].backward()
+
+        leaves the gradients of `task(input, target)['loss'].backward()`: a sum's gradient is the sum of the gradients,
+        and the activations of the first part are gone before the second one has any. With DDP, average the gradients
+        in the last part alone: run the others inside of `no_sync()`.
+
+        Args:
+            input, target: See `forward`.
+
+        Returns:
+            Functions to call in this order, once each, with the results of `forward` for their loss; 'loss' has its
+            weight in it. There is one where there is one loss, or one forward for both (fused).
+
+        Raises:
+            ValueError: See `forward`.
+        """
+        draw = self._draw(input, target)
+        if draw.clean is None or draw.augmented is None or self.fused:
+            return [partial(self._losses, draw)]
+        return [partial(self._losses, part) for part in (draw._replace(augmented=None), draw._replace(clean=None))]
+
+    def _draw(self, input: Tensor, target: Tensor) -> _Draw:
+        """The views of a batch, mixed between classes, and how to mix the features within them."""
         n = len(target)
         if not n <= len(input) <= 2 * n:
             raise ValueError(f'input must have {n} rows, or up to {2 * n} with clean views, got {len(input)}.')
-        beta = self.beta if len(input) > n and self.synermix_enabled else 0.0
+        beta = self.beta
+        if not self.synermix_enabled or (len(input) == n and self.interval == 1):
+            beta = 0.0  # L_inter alone; between the updates of an interval it keeps its weight
+        with_clean = beta > 0.0 and len(input) > n
         clean, augmented = input[:n], input[n if len(input) > n else 0 :]
 
         row, weight, row_target, bank = target, target, target, None
-        if beta > 0.0:
+        if with_clean:
             row, weight, row_target, bank = self._draw_mix(target)
         inter_target = target[: len(augmented)]
         if self.mixup_fn is not None and beta < 1.0:
             augmented, inter_target = self.mixup_fn(augmented, inter_target)
-        intra_logits, inter_logits, features = self.trainable_module(
-            clean if beta > 0.0 else None, augmented if beta < 1.0 else None, row, weight, bank
+        return _Draw(
+            clean if with_clean else None,
+            augmented if beta < 1.0 else None,
+            inter_target,
+            row,
+            weight,
+            row_target,
+            bank,
+            beta,
         )
-        if self.bank is not None and beta > 0.0:
-            self.bank.update(features, row, row_target)
 
-        result: dict[str, Tensor] = {'output': intra_logits if inter_logits is None else inter_logits}
+    def _losses(self, draw: _Draw) -> dict[str, Tensor]:
+        """The losses of the views that are there."""
+        intra_logits, inter_logits, features = self.trainable_module(
+            draw.clean, draw.augmented, draw.row, draw.weight, draw.bank
+        )
+        if self.bank is not None and draw.clean is not None:
+            self.bank.update(features, draw.row, draw.row_target)
+
+        losses: dict[str, Tensor] = {}
         if intra_logits is not None:
-            result['loss'] = intra_loss = class_mean_loss(self.intra_criterion, intra_logits, row_target)
-            result['intra_loss'] = intra_loss.detach()
+            losses['intra_loss'] = class_mean_loss(self.intra_criterion, intra_logits, draw.row_target)
         if inter_logits is not None:
-            result['loss'] = inter_loss = self.criterion(inter_logits, inter_target)
-            result['inter_loss'] = inter_loss.detach()
-        if intra_logits is not None and inter_logits is not None:
-            result['loss'] = synermix_loss(intra_loss, inter_loss, beta)
-        return result
+            losses['inter_loss'] = self.criterion(inter_logits, draw.inter_target)
+        intra_loss, inter_loss = losses.get('intra_loss', 0.0), losses.get('inter_loss', 0.0)
+        return {
+            'output': intra_logits if inter_logits is None else inter_logits,
+            'loss': synermix_loss(self.interval * intra_loss, inter_loss, draw.beta),
+            **{name: loss.detach() for name, loss in losses.items()},
+        }
 
     def _draw_mix(self, target: Tensor) -> tuple[Tensor, Tensor, Tensor, BankMix | None]:
         """Row and weight of each image, class of each row, and partners from the bank."""

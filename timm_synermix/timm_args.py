@@ -3,8 +3,34 @@
 from __future__ import annotations
 
 import argparse
+import ast
+from collections.abc import Sequence
+from typing import Any
 
-from timm.utils import ParseKwargs
+
+class ParseKwargs(argparse.Action):
+    """`--flag name=value ...` as a dict; a value is a Python literal, or else text.
+
+    The rules are those of `timm.utils.ParseKwargs`, for which all of timm and torch would have to be imported.
+    """
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,
+    ) -> None:
+        kwargs: dict[str, Any] = {}
+        for item in filter(None, values or ()):
+            name, equals, value = item.partition('=')
+            if not equals:
+                parser.error(f'argument {option_string}: must be name=value, got {item!r}')
+            try:
+                kwargs[name] = ast.literal_eval(value)
+            except (ValueError, SyntaxError):
+                kwargs[name] = value
+        setattr(namespace, self.dest, kwargs)
 
 
 def add_timm_args(parser: argparse.ArgumentParser) -> None:

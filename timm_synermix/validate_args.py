@@ -6,9 +6,8 @@ import argparse
 import importlib.util
 import os
 
-from timm.utils import ParseKwargs
-
 from timm_synermix.cli import TrainParser, check_values, flag
+from timm_synermix.timm_args import ParseKwargs
 
 _AT_LEAST = {
     **dict.fromkeys(['batch_size', 'img_size', 'in_chans', 'num_samples', 'log_freq'], 1),
