@@ -41,7 +41,7 @@ def timm_script(image_folder):
 
 @pytest.mark.parametrize('prefetcher', [True, False])
 def test_three_changes_to_timm_s_script(timm_script, prefetcher):
-    flags, loader, task, off = snippets('docs/integrate.md')[:4]
+    flags, loader, task, off, one_after_the_other = snippets('docs/integrate.md')[:5]
     exec(flags, timm_script)
     given = ['--synermix', '--synermix-singletons', 'keep', '--synermix-num-mixed', '2', '--synermix-off-epoch', '1']
     timm_script['args'] = args = timm_script['parser'].parse_args(given, namespace=timm_script['args'])
@@ -64,6 +64,9 @@ def test_three_changes_to_timm_s_script(timm_script, prefetcher):
             result['loss'].backward()
             assert losses & result.keys() == (losses if epoch == 0 else {'inter_loss'})
         assert task.mixup_fn.mixup_enabled == (epoch < 2)
+    task.trainable_module.zero_grad()
+    exec(one_after_the_other, dict(task=task, input=input, target=target))
+    assert all(p.grad.isfinite().all() for p in task.trainable_module.parameters())
 
 
 def test_without_the_flag_nothing_changes(timm_script):
@@ -81,7 +84,7 @@ def test_bare_loop(image_folder):
         create_dataset('', root=str(image_folder), split='train'), 32, 8, num_workers=0, device=torch.device('cpu')
     )
     scope = dict(batches=[(*x.chunk(2), y) for x, y in loader])
-    for snippet in snippets('docs/integrate.md')[6:]:
+    for snippet in snippets('docs/integrate.md')[7:]:
         exec(snippet, scope)
     assert scope['loss'].isfinite()
     feature = scope['hook'](scope['clean'])[1]
@@ -94,7 +97,7 @@ def test_bare_loop(image_folder):
 def test_mixers(image_folder):
     model = timm.create_model('test_resnet', num_classes=10)
     scope = dict(model=model, SynerMixTask=SynerMixTask, torch=torch)
-    for snippet in snippets('docs/integrate.md')[4:6]:
+    for snippet in snippets('docs/integrate.md')[5:7]:
         exec(snippet, scope)
         result = scope['task'](torch.randn(8, 3, 32, 32), torch.tensor([1, 1, 4, 4]))
         assert result['loss'].isfinite()
