@@ -4,10 +4,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-faults test-all-models quality style clean
+.PHONY: demo bench bench-quick test test-faults test-all-models quality style clean
 
 demo: $(INSTALLED)
 	$(BIN)/python examples/demo.py
+
+bench: $(INSTALLED)
+	$(BIN)/python benchmarks/bench.py
+
+bench-quick: $(INSTALLED)
+	$(BIN)/python benchmarks/bench.py --quick
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest

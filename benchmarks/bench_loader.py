@@ -1,0 +1,104 @@
+"""Two views from one file, against timm's loader of one view, with the same images, transforms and workers."""
+
+import random
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import naive
+import torch
+from measuring import Row, compare, in_turn
+from PIL import Image
+from sklearn.datasets import load_sample_images
+from timm.data import create_dataset, create_loader, create_transform
+from torch.utils.data import DataLoader
+
+from timm_synermix import create_synermix_loader
+
+# images on disk, their size, the size they are trained at, batch
+CASES = [('32 px', 32, 32, 128), ('480 px', 480, 224, 16), ('2000 px', 2000, 224, 16)]
+NUM_IMAGES = {32: 2048, 480: 320, 2000: 64}
+
+
+def rows(device: torch.device, quick: bool, data_dir: str | None, workers: int) -> list[Row]:
+    table = []
+    with tempfile.TemporaryDirectory() as folder:
+        cases = [
+            (
+                f'JPEG photographs of {name}',
+                write_photographs(Path(folder) / name, size, NUM_IMAGES[size]),
+                image_size,
+                batch_size,
+            )
+            for name, size, image_size, batch_size in CASES
+        ]
+        if data_dir is not None:
+            cases.append((data_dir.rstrip('/').split('/')[-1], Path(data_dir), 32, 128))
+        for name, root, size, batch_size in cases:
+            epochs = {
+                kind: epoch_of(create(root, size, batch_size, workers, device), 2048)
+                for kind, create in (('timm', timm_loader), ('ours', two_view_loader), ('naive', naive_loader))
+            }
+            seconds = in_turn(epochs, 3 if quick else 7, device)
+            setting = f'{name}, trained at {size} px, {workers} worker'
+            against = "timm's loader of one view"
+            table.append(compare('two views', setting, against, seconds['timm'], seconds['ours'], '≥ 0.75', 'images/s'))
+            table.append(compare('two decodes', setting, against, seconds['timm'], seconds['naive'], '', 'images/s'))
+    return table
+
+
+def write_photographs(folder: Path, size: int, count: int) -> Path:
+    """A folder of 4:3 JPEGs: cuts of scikit-learn's two photographs of 640 pixels, several in a larger one."""
+    photographs = [Image.fromarray(image) for image in load_sample_images().images]
+    generator = random.Random(0)
+    width, height = (size, size * 3 // 4) if size > 32 else (32, 32)
+    tile = min(480, 4 * width)
+    for number in range(count):
+        image = Image.new('RGB', (width, height))
+        for x in range(0, width, tile):
+            for y in range(0, height, tile * 3 // 4):
+                source = generator.choice(photographs)
+                left, top = generator.randrange(640 - tile + 1), generator.randrange(427 - tile * 3 // 4 + 1)
+                cut = source.crop((left, top, left + tile, top + tile * 3 // 4))
+                image.paste(cut if tile < width or width == tile else cut.resize((width, height)), (x, y))
+        path = folder / 'train' / f'class{number % 4}' / f'{number}.jpg'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(path, quality=90)
+    return folder
+
+
+def common(size: int, batch_size: int, workers: int, device: torch.device) -> dict[str, Any]:
+    return dict(
+        input_size=(3, size, size), batch_size=batch_size, num_workers=workers, device=device, interpolation='bicubic'
+    )
+
+
+def timm_loader(root: Path, *args: Any) -> Any:
+    return create_loader(create_dataset('', root=str(root), split='train'), is_training=True, **common(*args))
+
+
+def two_view_loader(root: Path, *args: Any) -> Any:
+    kwargs: dict[str, Any] = dict(singletons='keep', clean_interpolation='bicubic', crop_pct=0.875)
+    return create_synermix_loader(create_dataset('', root=str(root), split='train'), **common(*args), **kwargs)
+
+
+def naive_loader(root: Path, size: int, batch_size: int, workers: int, device: torch.device) -> Any:
+    clean = create_transform(size, interpolation='bicubic', crop_pct=0.875, use_prefetcher=False)
+    augmented = create_transform(size, is_training=True, interpolation='bicubic', use_prefetcher=False)
+    dataset = naive.PairDataset(create_dataset('', root=str(root), split='train'), clean, augmented)
+    return DataLoader(dataset, batch_size, shuffle=True, num_workers=workers, persistent_workers=workers > 0)
+
+
+def epoch_of(loader: Any, most: int) -> Callable[[], int]:
+    """An epoch of a loader, or its first images; returns how many."""
+
+    def run() -> int:
+        count = 0
+        for batch in loader:
+            count += len(batch[-1])
+            if count >= most:
+                break
+        return count
+
+    return run

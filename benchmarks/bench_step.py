@@ -1,0 +1,220 @@
+"""Time and memory of a training step with SynerMix, against a plain one."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from typing import Any, NamedTuple
+from unittest import mock
+
+import naive
+import numpy as np
+import timm
+import torch
+from measuring import Row, compare, in_turn, peak_memory, synchronise
+from timm.task import ClassificationTask
+from torch import nn
+from torch.utils.data import DistributedSampler
+from tqdm import tqdm
+
+from timm_synermix import SupplementBatchSampler, SynerMixTask
+from timm_synermix.functional import mix_rows
+
+NUM_CLASSES = 100
+# name -> size of the images and batch, on a CPU and on a GPU
+MODELS = {
+    'resnet18, CIFAR stem': ((32, 16), (32, 128)),
+    'resnet50': ((96, 16), (224, 64)),
+    'vit_small_patch16_224': ((96, 16), (224, 64)),
+    'convnext_tiny': ((96, 16), (224, 64)),
+    'mobilenetv3_large_100': ((96, 16), (224, 64)),
+}
+SETTINGS = ['float32', 'channels_last', 'bfloat16', 'compile']
+
+
+class Mode(NamedTuple):
+    """Which images a step has, and what is done with them: 'summed' backpropagates the sum of the losses at once.
+
+    Source of the images is the sampler; task is None for timm's own.
+    """
+
+    sampler: dict[str, Any]
+    task: dict[str, Any] | None
+    how: str = 'parts'
+    aim: str = ''
+
+
+EVEN = dict(supplement=False, fixed=True)
+MODES = {
+    'plain': Mode(EVEN, None, 'plain'),
+    'naive': Mode(EVEN, None, 'naive'),
+    'exact, no supplements': Mode(EVEN, dict(), aim='≤ 2.05'),
+    'exact, no supplements, summed': Mode(EVEN, dict(), 'summed'),
+    'fused, no supplements': Mode(EVEN, dict(fused=True), 'summed'),
+    'exact': Mode(dict(), dict()),
+    'clean': Mode(dict(clean_only=True), dict()),
+    'fixed': Mode(dict(fixed=True), dict(), aim='≤ 2.05'),
+    'fixed, fused': Mode(dict(fixed=True), dict(fused=True), 'summed'),
+    'bank': Mode(EVEN, dict(bank=True)),
+    'interval 2, fixed': Mode(dict(fixed=True, interval=2), dict(interval=2)),
+    'interval 4, fixed': Mode(dict(fixed=True, interval=4), dict(interval=4), aim='≤ 1.3'),
+    'interval 8, fixed': Mode(dict(fixed=True, interval=8), dict(interval=8), aim='≤ 1.3'),
+}
+# Not all modes in every setting: a graph is compiled for minutes on a CPU.
+SHORT = ['plain', 'naive', 'exact, no supplements', 'clean', 'fixed', 'fixed, fused', 'interval 4, fixed']
+COMPILED = ['plain', 'exact, no supplements', 'fixed, fused']
+
+
+def rows(device: torch.device, quick: bool, settings: list[str], models: list[str]) -> list[Row]:
+    table = []
+    for name in models:
+        for setting in settings:
+            table += step_rows(name, setting, device, quick)
+    return table
+
+
+def step_rows(name: str, setting: str, device: torch.device, quick: bool) -> list[Row]:
+    chosen = {'float32': list(MODES), 'compile': COMPILED}.get(setting, SHORT)
+    modes = {mode: MODES[mode] for mode in chosen}
+    images: dict[str, list[int]] = {mode: [] for mode in modes}
+    functions = {}
+    for mode, spec in modes.items():
+        steps = training_steps(name, setting, spec, device)
+
+        def some(mode: str = mode, spec: Mode = spec, steps: Iterator[int] = steps) -> int:
+            count = spec.sampler.get('interval', 1)
+            images[mode] += [next(steps) for _ in range(count)]
+            return count
+
+        functions[mode] = some
+    bar = tqdm(functions, desc=f'{name}, {setting}', leave=False, disable=None)
+    for mode in bar:  # what is compiled or allocated at first is not measured
+        functions[mode]()
+        images[mode].clear()
+    seconds = in_turn(functions, 3 if quick else 5, device, warmup=0)
+    size, batch_size = MODELS[name][device.type == 'cuda']
+    where = f'{name}, {size} px, B {batch_size}, {setting}'
+    table = []
+    for mode, spec in modes.items():
+        if mode != 'plain':
+            share = np.mean(images[mode]) / np.mean(images['plain'])
+            note = f'{share:.2f} times the images'
+            table.append(compare(mode, where, 'plain step', seconds[mode], seconds['plain'], spec.aim, note))
+    return table
+
+
+def create_model(name: str, size: int, device: torch.device) -> Any:
+    if name == 'resnet18, CIFAR stem':
+        model = timm.create_model('resnet18', num_classes=NUM_CLASSES)
+        model.conv1, model.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
+    else:
+        kwargs = {'img_size': size} if 'vit' in name else {}
+        model = timm.create_model(name, num_classes=NUM_CLASSES, **kwargs)
+    return model.to(device)
+
+
+def training_steps(name: str, setting: str, mode: Mode, device: torch.device) -> Iterator[int]:
+    """Training steps of one mode; yields the number of images that went through the model."""
+    torch.manual_seed(0)
+    size, batch_size = MODELS[name][device.type == 'cuda']
+    targets = np.repeat(np.arange(batch_size * 100 // 128), 500)  # as many lone classes as of 100 in batches of 128
+    order = DistributedSampler(targets, num_replicas=1, rank=0)
+    sampler = SupplementBatchSampler(order, targets, batch_size, **mode.sampler)
+    model = create_model(name, size, device)
+    common: dict[str, Any] = dict(criterion_kwargs=dict(loss_type='ce'), device=device, verbose=False)
+    task: Any = ClassificationTask(model, **common) if mode.task is None else SynerMixTask(model, **mode.task, **common)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.001, momentum=0.9)
+    layout = torch.channels_last if setting == 'channels_last' else torch.contiguous_format
+    model.to(memory_format=layout)
+    if setting == 'compile':
+        task.compile()
+    autocast = partial(torch.autocast, device.type, torch.bfloat16) if setting == 'bfloat16' else nullcontext
+    pool = torch.randn(4 * batch_size + 4, 3, size, size, device=device).contiguous(memory_format=layout)
+    while True:
+        for batch in sampler:
+            indices = [item[0] if isinstance(item, tuple) else item for item in batch]
+            target = torch.tensor([targets[index if index >= 0 else ~index] for index in indices], device=device)
+            augmented = sum(index >= 0 for index in indices)
+            one_view = mode.how == 'plain' or isinstance(batch[0], tuple)
+            input = pool[: augmented if one_view else len(batch) + augmented]
+            if mode.how == 'naive':
+                with autocast():
+                    loss = naive.loss(model, input[: len(batch)], input[len(batch) :], target, 0.1)
+                loss.backward()
+            else:
+                for part in task.parts(input, target) if mode.how == 'parts' else [partial(task, input, target)]:
+                    with autocast():
+                        loss = part()['loss']
+                    loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            yield len(input)
+
+
+def memory_rows(device: torch.device, models: list[str]) -> list[Row]:
+    """Peak memory, each mode in a process of its own: weights, gradients, momentum and activations."""
+    table = []
+    for name in models:
+        size, batch_size = MODELS[name][device.type == 'cuda']
+        where = f'{name}, {size} px, B {batch_size}'
+        modes = ['plain', 'naive', 'exact, no supplements', 'exact, no supplements, summed', 'fixed']
+        modes += ['fused, no supplements', 'interval 4, fixed']
+        peaks = {
+            mode: peak_memory(run_steps, name, mode, device.type) for mode in tqdm(modes, leave=False, disable=None)
+        }
+        for mode in modes[1:]:
+            ratio = peaks[mode] / peaks['plain']
+            aim = '≤ 1.15' if mode in ('exact, no supplements', 'fixed') else ''
+            table.append(Row(f'memory, {mode}', where, 'plain step', ratio, ratio, ratio, aim, 'one run each'))
+    return table
+
+
+def run_steps(name: str, mode: str, device: str, count: int = 4) -> None:
+    steps = training_steps(name, 'float32', MODES[mode], torch.device(device))
+    for _ in range(count):
+        next(steps)
+
+
+def profile(device: torch.device, rounds: int) -> list[tuple[str, float]]:
+    """Where the time of one exact step goes, in per cent: the CIFAR ResNet-18, without supplements."""
+    name = 'resnet18, CIFAR stem'
+    spent: dict[str, float] = {}
+
+    @contextmanager
+    def timed(what: str) -> Iterator[None]:
+        synchronise(device)
+        start = time.perf_counter()
+        yield
+        synchronise(device)
+        spent[what] = spent.get(what, 0.0) + time.perf_counter() - start
+
+    def wrap(function: Callable, what: str) -> Callable:
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            with timed(what):
+                return function(*args, **kwargs)
+
+        return wrapped
+
+    size, batch_size = MODELS[name][device.type == 'cuda']
+    model = create_model(name, size, device)
+    task = SynerMixTask(model, criterion_kwargs=dict(loss_type='ce'), device=device, verbose=False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.001, momentum=0.9)
+    images = torch.randn(2 * batch_size, 3, size, size, device=device)
+    target = torch.randint(batch_size * 100 // 128, (batch_size,), device=device)
+    mix, draw = wrap(mix_rows, 'mix'), wrap(task._draw, 'draw the weights')
+    with mock.patch('timm_synermix.task.mix_rows', mix), mock.patch.object(task, '_draw', draw):
+        for number in range(rounds + 2):
+            if number == 2:
+                spent.clear()
+            with timed('step'):
+                for part, view in zip(task.parts(images, target), ('clean', 'augmented'), strict=True):
+                    with timed(f'forward, {view}'):
+                        loss = part()['loss']
+                    with timed(f'backward, {view}'):
+                        loss.backward()
+                with timed('optimizer'):
+                    optimizer.step()
+                    optimizer.zero_grad()
+    spent['forward, clean'] -= spent['mix']
+    whole = spent.pop('step')
+    return [(what, 100 * seconds / whole) for what, seconds in spent.items()]

@@ -1,0 +1,82 @@
+"""How things are measured: in turn, as ratios; memory in a process of its own."""
+
+import multiprocessing
+import os
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+
+
+class Row(NamedTuple):
+    """A line of the table: what, in which setting, as a multiple of what; the median and the range over the rounds."""
+
+    what: str
+    setting: str
+    against: str
+    ratio: float
+    low: float
+    high: float
+    aim: str = ''
+    note: str = ''
+
+
+def in_turn(
+    functions: dict[str, Callable[[], Any]], rounds: int, device: torch.device, warmup: int = 1
+) -> dict[str, list[float]]:
+    """Seconds of each function in each round; the functions take turns, so that a busy machine slows all of them."""
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    for number in range(warmup + rounds):
+        for name, function in functions.items():
+            synchronise(device)
+            start = time.perf_counter()
+            count = function()
+            synchronise(device)
+            if number >= warmup:  # a function that returns a number does that many things at once
+                seconds[name].append((time.perf_counter() - start) / (count or 1))
+    return seconds
+
+
+def synchronise(device: torch.device) -> None:
+    if device.type == 'cuda':
+        torch.cuda.synchronize(device)
+
+
+def compare(
+    what: str, setting: str, against: str, a: list[float], b: list[float], aim: str = '', note: str = ''
+) -> Row:
+    """The ratio a / b, round by round."""
+    ratios = [x / y for x, y in zip(a, b, strict=True)]
+    return Row(what, setting, against, statistics.median(ratios), min(ratios), max(ratios), aim, note)
+
+
+def peak_memory(function: Callable[..., None], *args: Any) -> float:
+    """MB that a function needs at the most, in a fresh process: of the GPU if it uses one, else of the machine."""
+    os.environ['MALLOC_MMAP_THRESHOLD_'] = '65536'  # glibc gives freed memory back at once
+    context = multiprocessing.get_context('spawn')
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_report_peak, args=(sender, function, args))
+    process.start()
+    sender.close()
+    try:
+        return receiver.recv()
+    finally:
+        process.join()
+
+
+def _report_peak(sender: Any, function: Callable[..., None], args: tuple) -> None:
+    torch.set_num_threads(1)
+    before = _resident_mb()
+    function(*args)
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        sender.send(torch.cuda.max_memory_allocated() / 2**20)
+    else:
+        sender.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before)
+
+
+def _resident_mb() -> float:
+    with open('/proc/self/statm') as file:
+        return int(file.read().split()[1]) * resource.getpagesize() / 2**20

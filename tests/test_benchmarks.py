@@ -1,0 +1,114 @@
+"""The benchmarks measure what they say, and the grid driver goes on where it was."""
+
+import argparse
+import json
+import subprocess
+import sys
+
+import pytest
+import timm
+import torch
+import yaml
+from conftest import ROOT
+
+from timm_synermix import SynerMixTask, intra_class_mix
+
+sys.path.append(str(ROOT / 'benchmarks'))
+import bench
+import naive
+import reproduce
+from measuring import Row, compare
+
+
+def test_the_naive_algorithm_is_synermix(monkeypatch):
+    """Same model, same draws: the same loss and gradients, so that its time is that of the same thing."""
+    torch.manual_seed(0)
+    model = timm.create_model('test_resnet', num_classes=6).double()
+    clean, augmented = torch.randn(2, 8, 3, 32, 32, dtype=torch.float64)
+    target = torch.tensor([4, 0, 4, 2, 0, 4, 2, 5])
+    draws = torch.rand(8, dtype=torch.float64)
+    order = iter([draws[target == c] for c in target.unique()])
+    monkeypatch.setattr(naive.torch, 'rand', lambda n, device: next(order))
+    losses = [naive.loss(model, clean, augmented, target, 0.3)]
+    monkeypatch.undo()
+    losses[0].backward()
+    gradients = [[p.grad.clone() for p in model.parameters()]]
+    model.zero_grad()
+    monkeypatch.setattr('timm_synermix.task.row_weight', lambda row, **_: intra_class_mix_weight(row, draws))
+    task = SynerMixTask(model, criterion_kwargs=dict(smoothing=0.0), beta=0.3, verbose=False)
+    model.double()
+    losses.append(task(torch.cat([clean, augmented]), target)['loss'])
+    losses[1].backward()
+    gradients.append([p.grad for p in model.parameters()])
+    torch.testing.assert_close(losses[0], losses[1])
+    torch.testing.assert_close(*gradients, rtol=1e-6, atol=1e-9)
+
+
+def intra_class_mix_weight(row, draws):
+    return torch.stack([draws[i] / draws[row == row[i]].sum() for i in range(len(row))])
+
+
+def test_the_naive_mix_has_a_row_for_each_class():
+    feature, target = torch.randn(7, 3), torch.tensor([3, 3, 0, 1, 1, 1, 0])
+    mixed, classes = naive.mix(feature, target)
+    _, expected = intra_class_mix(feature, target)
+    assert classes.tolist() == expected[expected >= 0].tolist() == [0, 1, 3]
+    assert mixed.shape == (3, 3)
+
+
+def test_a_ratio_is_the_median_over_the_rounds():
+    row = compare('a', 'here', 'b', [2.0, 9.0, 6.0], [1.0, 3.0, 1.0], '≤ 2')
+    assert row == Row('a', 'here', 'b', 3.0, 2.0, 6.0, '≤ 2', '')
+    text = bench.markdown('today', [row], [('import timm', 1.5, '')], [('mix', 0.25)])
+    assert '| a | here | b | 3.00 | 2.00 to 6.00 | ≤ 2 |  |' in text
+    assert '| import timm | 1.500 |' in text
+    assert '| mix | 0.25 |' in text
+
+
+@pytest.fixture
+def grid(tmp_path):
+    small = dict(
+        model='test_efficientnet', img_size=32, batch_size=8, epochs=1, warmup_epochs=0, workers=0, cohesion=True
+    )
+    path = tmp_path / 'small.yaml'
+    runs = {'none': {}, 'SynerMix, fixed': {'synermix': True, 'synermix_batch': 'fixed'}}
+    path.write_text(
+        yaml.safe_dump({'classes': 3, 'images_per_class': 5, 'train': small, 'runs': runs}, sort_keys=False)
+    )
+    return path
+
+
+def run_grid(grid, image_folder, *extra):
+    command = [sys.executable, ROOT / 'benchmarks' / 'reproduce.py', grid, '--data-dir', image_folder]
+    command += ['--output', grid.parent, '--seeds', '1', *extra]
+    return subprocess.run(list(map(str, command)), check=True, capture_output=True, text=True).stdout
+
+
+def test_a_grid_is_trained_once(grid, image_folder):
+    text = run_grid(grid, image_folder, '--jobs', '2')
+    folder = grid.parent / 'small'
+    assert len(list((folder / 'data' / 'train').glob('*/*'))) == 15
+    results = json.loads((folder / 'results.json').read_text())['results']
+    assert [(result['run'], result['seed']) for result in results] == [('none', 1), ('SynerMix, fixed', 1)]
+    assert f'| none | 1 | {results[0]["eval_top1"]:.4g} |' in text
+    assert results[0]['memory_mb'] > 100
+    weights = folder / 'none-1' / 'last.pth.tar'
+    written = weights.stat().st_mtime_ns
+    (folder / 'synermix-fixed-1.json').unlink()  # as if it was killed when all but this was done
+    text = run_grid(grid, image_folder, '--budget-minutes', '0.0001')
+    assert 'Left out, as the time was up: SynerMix, fixed, seed 1.' in text
+    run_grid(grid, image_folder)
+    assert weights.stat().st_mtime_ns == written
+    assert len(json.loads((folder / 'results.json').read_text())['results']) == 2
+
+
+def test_a_table_has_mean_and_standard_deviation():
+    results = [{'run': 'a', 'eval_top1': top1, 'seconds': 10.0} for top1 in (40.0, 42.0)]
+    rows = reproduce.table(['a', 'b'], results).splitlines()
+    assert rows[2].startswith('| a | 2 | 41 ± 1.4 | - |')
+    assert rows[3].startswith('| b | 0 | - |')
+
+
+def test_about_names_versions():
+    text = reproduce.about(argparse.Namespace(device='cpu', seeds=[0]))
+    assert f'torch {torch.__version__.split("+")[0]}' in text
