@@ -42,6 +42,19 @@ def test_every_feature_gets_its_weight_as_gradient():
     assert (feature.grad > 0).all()
 
 
+@pytest.mark.parametrize('shape', [(3,), (2, 1, 1)])
+def test_the_mix_can_be_differentiated_twice(shape):
+    """As optimizers with second-order gradients do."""
+    feature = torch.randn(len(TARGET), *shape, dtype=torch.float64, requires_grad=True)
+    weight = torch.rand(len(TARGET), dtype=torch.float64) + 0.1
+
+    def squared(feature):
+        return intra_class_mix(feature, TARGET, weight=weight)[0] ** 2
+
+    assert torch.autograd.gradcheck(squared, feature)
+    assert torch.autograd.gradgradcheck(squared, feature)
+
+
 def test_cross_entropy_of_the_mix_is_the_mean_over_the_classes_present():
     feature, classifier = torch.randn(len(TARGET), 5), torch.nn.Linear(5, 9)
     weight = torch.rand(len(TARGET))

@@ -26,6 +26,12 @@ def class_rows(target: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: target is not a 1-D integer tensor.
     """
+    row, row_target, _ = _sorted_rows(target)
+    return row, row_target
+
+
+def _sorted_rows(target: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+    """`class_rows`, and the rows in ascending order with the images they are of, as `torch.sort(row)` has them."""
     if target.ndim != 1 or target.is_floating_point():
         raise ValueError(
             f'target must be class indices of shape [N], got {target.dtype} of shape {list(target.shape)}.'
@@ -33,9 +39,10 @@ def class_rows(target: Tensor) -> tuple[Tensor, Tensor]:
     ordered, order = torch.sort(target)
     starts_class = torch.zeros_like(target)
     starts_class[1:] = ordered[1:] != ordered[:-1]
-    row = torch.empty_like(target).scatter_(0, order, starts_class.cumsum(0))
-    row_target = torch.full_like(target, IGNORE_INDEX).scatter_(0, row, target)
-    return row, row_target
+    ordered_row = starts_class.cumsum(0)
+    row = torch.empty_like(target).scatter_(0, order, ordered_row)
+    row_target = torch.full_like(target, IGNORE_INDEX).scatter_(0, ordered_row, ordered)
+    return row, row_target, (ordered_row, order)
 
 
 def intra_class_weight(
@@ -112,33 +119,39 @@ def mix_rows(feature: Tensor, row: Tensor, weight: Tensor) -> Tensor:
     Returns:
         `[N, ...]` in the dtype of feature; rows that no image maps to are zero.
     """
+    return _mix_rows(feature, row, weight, torch.sort(row))
+
+
+def _mix_rows(feature: Tensor, row: Tensor, weight: Tensor, sorted_row: tuple[Tensor, Tensor]) -> Tensor:
+    dtype = torch.promote_types(feature.dtype, torch.float32)
+    if feature.dtype != dtype or feature.ndim != 2:
+        mixed = _mix_rows(feature.to(dtype).flatten(1), row, weight, sorted_row)
+        return mixed.view(feature.shape).to(feature.dtype)
+    weight = weight.to(dtype)
+    ordered_row, order = sorted_row
     image = torch.arange(len(row), device=row.device)
-    ordered, order = torch.sort(row)
-    start = torch.searchsorted(ordered, image)  # where in order the images of each row begin
-    mixed: Tensor = _WeightedSum.apply(feature, order, start, weight[order], row, image, weight)
-    return mixed
+    start = torch.searchsorted(ordered_row, image)  # where in order the images of each row begin
+    result: Tensor = _WeightedSum.apply(feature, order, start, weight[order], row, image, weight)
+    return result
 
 
 class _WeightedSum(torch.autograd.Function):
     """Weighted sums of rows in one fused kernel, and so is the backward pass; the order of summation is fixed.
 
-    `result[r] = sum_{start_r <= k < start_{r+1}} weight_k * x[index_k]`, in float32 or better. Arguments are x, the
-    three tensors of these sums, and those of the backward pass, which are sums of the same kind.
+    `result[r] = sum_{start_r <= k < start_{r+1}} weight_k * x[index_k]` for x `[N, D]`, float32 or float64. Arguments
+    are x, the three tensors of these sums, and those of the backward pass, which are sums of the same kind.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, *sums: Tensor) -> Tensor:
-        ctx.save_for_backward(*sums)
-        index, start, weight = sums[:3]
-        rows = x.to(torch.promote_types(x.dtype, torch.float32)).flatten(1)
+    def forward(ctx: Any, x: Tensor, index: Tensor, start: Tensor, weight: Tensor, *adjoint: Tensor) -> Tensor:
+        ctx.save_for_backward(index, start, weight, *adjoint)
         # what F.embedding_bag(mode='sum') calls, without the time of its checks
-        result = torch.embedding_bag(rows, index, start, False, 0, False, weight.to(rows.dtype))[0]
-        return result.view(x.shape).to(x.dtype)
+        return torch.embedding_bag(x, index, start, False, 0, False, weight)[0]
 
     @staticmethod
     def backward(ctx: Any, *grad: Tensor) -> tuple[Tensor | None, ...]:
-        sums = ctx.saved_tensors
-        return _WeightedSum.apply(*grad, *sums[3:], *sums[:3]), *[None] * len(sums)
+        index, start, weight, *adjoint = ctx.saved_tensors
+        return _WeightedSum.apply(grad[0].contiguous(), *adjoint, index, start, weight), *[None] * 6
 
 
 def intra_class_mix(
@@ -176,9 +189,9 @@ def intra_class_mix(
     """
     if len(feature) != len(target):
         raise ValueError(f'feature and target must have the same length, got {len(feature)} and {len(target)}.')
-    row, row_target = class_rows(target)
+    row, row_target, sorted_row = _sorted_rows(target)
     weight = row_weight(row, num_mixed=num_mixed, weight=weight, generator=generator)
-    return mix_rows(feature, row, weight), row_target
+    return _mix_rows(feature, row, weight, sorted_row), row_target
 
 
 def synermix_loss(intra_loss: Tensor | float, inter_loss: Tensor | float, beta: float) -> Tensor:
