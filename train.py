@@ -64,6 +64,7 @@ from timm_synermix.datasets import class_names
 from timm_synermix.evaluate import Cohesion, CohesionMeter, evaluate
 from timm_synermix.examples import example_images
 from timm_synermix.features import FeatureHook
+from timm_synermix.functional import synermix_loss
 from timm_synermix.guard import LossGuard, NonFiniteLoss
 from timm_synermix.interrupts import Stopped, StopRequest
 from timm_synermix.loading import warn_of_skipped
@@ -200,6 +201,9 @@ def build(args: argparse.Namespace, args_text: str) -> Run:
         start_epoch, start_batch = args.start_epoch, 0
 
     updates_per_epoch = -(-len(loader_train) // args.grad_accum_steps)
+    if args.synermix and args.synermix_interval > updates_per_epoch:
+        message = f'--synermix-interval must be at most the {updates_per_epoch} updates of an epoch'
+        raise ValueError(f'{message}, got {args.synermix_interval}')
     lrs = [group['lr'] for group in optimizer.param_groups]
     scheduler, num_epochs = create_scheduler_v2(
         optimizer,
@@ -430,7 +434,7 @@ def train_one_epoch(run: Run, epoch: int) -> dict[str, float]:
     if first_batch and run.resumed_losses is not None:
         meter.load_state_dict(run.resumed_losses)
     if first_batch == len(loader):  # it was stopped in its evaluation
-        return meter.reduce()
+        return epoch_losses(run, meter)
     task.train()
     run.guard.keep_buffers()
     updates = -(-len(loader) // args.grad_accum_steps)
@@ -510,7 +514,16 @@ def train_one_epoch(run: Run, epoch: int) -> dict[str, float]:
         warn_of_skipped(f'Train: {epoch}', getattr(loader, 'dataset', None), epoch, num_skipped)
     if args.recovery_interval and updates % args.recovery_interval == 0:
         save_in_epoch(run, epoch, len(loader))
-    return meter.reduce()
+    return epoch_losses(run, meter)
+
+
+def epoch_losses(run: Run, meter: LossMeter) -> dict[str, float]:
+    """The mean losses of an epoch; every process must call it."""
+    losses = meter.reduce()
+    if run.args.synermix and run.args.synermix_interval > 1 and {'intra_loss', 'inter_loss'} <= losses.keys():
+        # Some epochs have an update with an intra-class loss more than others, and their mean loss would say so.
+        losses['loss'] = float(synermix_loss(losses['intra_loss'], losses['inter_loss'], run.task.beta))
+    return losses
 
 
 def num_skipped_images(run: Run, epoch: int) -> int:

@@ -56,7 +56,7 @@ def main() -> None:
         elif section == 'step':
             table += bench_step.rows(device, args.quick, settings, models)
         elif section == 'memory':
-            table += bench_step.memory_rows(device, models)
+            table += bench_step.memory_rows(device, args.quick, models)
         elif section == 'off':
             table += bench_script.rows(device, args.quick, args.workers)
         else:

@@ -44,7 +44,7 @@ def rows(device: torch.device, quick: bool, data_dir: str | None, workers: int) 
             setting = f'{name}, trained at {size} px, {workers} worker'
             against = "timm's loader of one view"
             table.append(compare('two views', setting, against, seconds['timm'], seconds['ours'], '≥ 0.75', 'images/s'))
-            table.append(compare('two decodes', setting, against, seconds['timm'], seconds['naive'], '', 'images/s'))
+            table.append(compare('naive pairs', setting, against, seconds['timm'], seconds['naive'], '', 'images/s'))
     return table
 
 

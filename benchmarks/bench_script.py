@@ -19,6 +19,8 @@ from timm.scheduler import create_scheduler_v2
 from timm.task import ClassificationTask
 from timm.utils import AverageMeter
 
+from timm_synermix import train
+
 ROOT = Path(__file__).resolve().parents[1]
 MODEL, SIZE, BATCH_SIZE, CLASSES = 'resnet18', 32, 128, 4
 
@@ -45,9 +47,6 @@ def rows(device: torch.device, quick: bool, workers: int) -> list[Row]:
 
 def script_epochs(data: Path, folder: Path, workers: int, device: str) -> Callable[[], None]:
     """Epochs of train.py."""
-    sys.path.insert(0, str(ROOT))
-    import train
-
     argv = ['--data-dir', data, '--val-split', '', '--num-classes', CLASSES, '--model', MODEL, '--img-size', SIZE]
     argv += [
         '-b',
@@ -108,7 +107,7 @@ def loop_epochs(data: Path, workers: int, device_name: str) -> Callable[[], None
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
-            losses.update(loss.item(), len(target))
+            losses.update(loss.detach(), len(target))
             scheduler.step_update(num_updates=epoch * len(loader) + update + 1)
         epoch += 1
 

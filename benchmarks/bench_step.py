@@ -35,7 +35,7 @@ SETTINGS = ['float32', 'channels_last', 'bfloat16', 'compile']
 class Mode(NamedTuple):
     """Which images a step has, and what is done with them: 'summed' backpropagates the sum of the losses at once.
 
-    Source of the images is the sampler; task is None for timm's own.
+    sampler and task are arguments of `SupplementBatchSampler` and `SynerMixTask`; None is timm's task.
     """
 
     sampler: dict[str, Any]
@@ -151,14 +151,14 @@ def training_steps(name: str, setting: str, mode: Mode, device: torch.device) ->
             yield len(input)
 
 
-def memory_rows(device: torch.device, models: list[str]) -> list[Row]:
+def memory_rows(device: torch.device, quick: bool, models: list[str]) -> list[Row]:
     """Peak memory, each mode in a process of its own: weights, gradients, momentum and activations."""
     table = []
     for name in models:
         size, batch_size = MODELS[name][device.type == 'cuda']
         where = f'{name}, {size} px, B {batch_size}'
         modes = ['plain', 'naive', 'exact, no supplements', 'exact, no supplements, summed', 'fixed']
-        modes += ['fused, no supplements', 'interval 4, fixed']
+        modes += [] if quick else ['fused, no supplements', 'interval 4, fixed']
         peaks = {
             mode: peak_memory(run_steps, name, mode, device.type) for mode in tqdm(modes, leave=False, disable=None)
         }

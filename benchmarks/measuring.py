@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -69,14 +68,15 @@ def peak_memory(function: Callable[..., None], *args: Any) -> float:
 
 def _report_peak(sender: Any, function: Callable[..., None], args: tuple) -> None:
     torch.set_num_threads(1)
-    before = _resident_mb()
+    before = _memory_mb('VmRSS')
     function(*args)
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         sender.send(torch.cuda.max_memory_allocated() / 2**20)
     else:
-        sender.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before)
+        sender.send(_memory_mb('VmHWM') - before)
 
 
-def _resident_mb() -> float:
-    with open('/proc/self/statm') as file:
-        return int(file.read().split()[1]) * resource.getpagesize() / 2**20
+def _memory_mb(name: str) -> float:
+    """Of this process: 'VmRSS' now, 'VmHWM' at the most (getrusage would give the peak of the parent, if larger)."""
+    with open('/proc/self/status') as file:
+        return next(int(line.split()[1]) / 1024 for line in file if line.startswith(name))

@@ -12,9 +12,11 @@ import csv
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date
@@ -33,7 +35,7 @@ COLUMNS = {
     'eval_nc1': 'NC1',
     'eval_silhouette': 'silhouette',
     'seconds': 'seconds',
-    'memory_mb': 'memory, MB',
+    'memory_mb': 'host memory, MB',
 }
 
 
@@ -59,33 +61,50 @@ def main() -> None:
     def result_file(name: str, seed: int) -> Path:
         return folder / f'{slug(name)}-{seed}.json'
 
+    def setting(name: str) -> dict[str, Any]:
+        """What a result is of."""
+        return dict(
+            flags={**grid['train'], **grid['runs'][name]}, data=str(args.data_dir), device=args.device, part=part
+        )
+
+    part = {key: grid.get(key) for key in ('classes', 'images_per_class')}
     results = {item: json.loads(result_file(*item).read_text()) for item in todo if result_file(*item).exists()}
+    for (name, seed), result in results.items():
+        if result['setting'] != setting(name):
+            parser.error(f'{result_file(name, seed)} is of other flags or data; remove it, or take another --output')
+    failed = threading.Event()
 
     def run(name: str, seed: int) -> str | None:
         """Train, unless that is done; returns what is left out."""
         if (name, seed) in results:
             return None
-        longest = max((result.get('seconds', 0.0) for result in results.values()), default=0.0)
-        if time.time() + longest > end:
+        longest = max((result.get('seconds', 0.0) for result in list(results.values())), default=0.0)
+        if failed.is_set() or time.time() + longest > end:
             return f'{name}, seed {seed}'
-        metrics = train(folder, data, {**grid['train'], **grid['runs'][name]}, name, seed, args)
-        results[name, seed] = {'run': name, 'seed': seed, **metrics}
+        try:
+            metrics = train(folder, data, setting(name)['flags'], name, seed, args)
+        except BaseException:
+            failed.set()
+            raise
+        results[name, seed] = {'run': name, 'seed': seed, **metrics, 'setting': setting(name)}
         result_file(name, seed).write_text(json.dumps(results[name, seed]))
         print(f'{time.time() - started:6.0f} s  {name}, seed {seed}: top-1 {metrics["eval_top1"]:.2f}', flush=True)
         return None
 
-    with ThreadPoolExecutor(args.jobs) as pool:
-        try:
+    try:
+        with ThreadPoolExecutor(args.jobs) as pool:
             left_out = [name for name in pool.map(lambda item: run(*item), todo) if name]
-        except BaseException:  # Ctrl-C, or a run that failed: start no more
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    finished = [results[item] for item in todo if item in results]
-    content = {'grid': grid, 'about': about(args), 'results': finished}
-    (folder / 'results.json').write_text(json.dumps(content, indent=1))
-    text = table(list(grid['runs']), finished)
+    finally:  # also after Ctrl-C, which ends the runs too, or when one has failed
+        failed.set()
+        write(folder, grid, args, [results[item] for item in todo if item in results])
     if left_out:
-        text += f'\nLeft out, as the time was up: {"; ".join(left_out)}.\n'
+        print(f'Left out, as the time was up: {"; ".join(left_out)}.')
+
+
+def write(folder: Path, grid: dict[str, Any], args: argparse.Namespace, results: list[dict]) -> None:
+    content = {'grid': grid, 'about': about(args), 'results': results}
+    (folder / 'results.json').write_text(json.dumps(content, indent=1))
+    text = table(list(grid['runs']), results)
     (folder / 'results.md').write_text(f'{about(args)}\n\n{text}')
     print(text)
 
@@ -98,20 +117,19 @@ def subset(root: Path, folder: Path, classes: int | None, images_per_class: int 
     """A folder of links to the first classes, and to the first training images of each."""
     if classes is None and images_per_class is None:
         return root
+    shutil.rmtree(folder, ignore_errors=True)  # links of another size of it
     for split in ('train', 'validation'):
         for source in sorted(path for path in (root / split).iterdir() if path.is_dir())[:classes]:
             (folder / split / source.name).mkdir(parents=True, exist_ok=True)
             for image in sorted(source.iterdir())[: images_per_class if split == 'train' else None]:
-                link = folder / split / source.name / image.name
-                if not link.exists():
-                    link.symlink_to(image.resolve())
+                (folder / split / source.name / image.name).symlink_to(image.resolve())
     return folder
 
 
 def train(folder: Path, data: Path, flags: dict[str, Any], name: str, seed: int, args: argparse.Namespace) -> dict:
     """One run of train.py: its last row, the most memory it had, and its seconds unless it was resumed."""
     resumed = (folder / f'{slug(name)}-{seed}').exists()
-    config = folder / f'{slug(name)}.yaml'
+    config = folder / f'{slug(name)}-{seed}.yaml'
     config.write_text(yaml.safe_dump(flags))
     num_classes = sum(path.is_dir() for path in (data / 'train').iterdir())
     command = [sys.executable, ROOT / 'train.py', '--config', config, '--data-dir', data, '--seed', seed]
@@ -128,7 +146,7 @@ def train(folder: Path, data: Path, flags: dict[str, Any], name: str, seed: int,
         raise RuntimeError(f'{name}, seed {seed} failed: see {folder / f"{slug(name)}-{seed}.log"}')
     with open(folder / f'{slug(name)}-{seed}' / 'summary.csv') as file:
         *_, last = csv.DictReader(file)
-    row = {column: float(last[column]) for column in COLUMNS if column in last}
+    row = {column: float(last[column]) for column in COLUMNS if last.get(column)}
     seconds = {} if resumed else {'seconds': time.time() - start}
     return {**row, **seconds, 'memory_mb': usage.ru_maxrss / 1024}
 

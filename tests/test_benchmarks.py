@@ -17,7 +17,7 @@ sys.path.append(str(ROOT / 'benchmarks'))
 import bench
 import naive
 import reproduce
-from measuring import Row, compare
+from measuring import Row, compare, peak_memory
 
 
 def test_the_naive_algorithm_is_synermix(monkeypatch):
@@ -91,15 +91,48 @@ def test_a_grid_is_trained_once(grid, image_folder):
     results = json.loads((folder / 'results.json').read_text())['results']
     assert [(result['run'], result['seed']) for result in results] == [('none', 1), ('SynerMix, fixed', 1)]
     assert f'| none | 1 | {results[0]["eval_top1"]:.4g} |' in text
-    assert results[0]['memory_mb'] > 100
     weights = folder / 'none-1' / 'last.pth.tar'
     written = weights.stat().st_mtime_ns
     (folder / 'synermix-fixed-1.json').unlink()  # as if it was killed when all but this was done
-    text = run_grid(grid, image_folder, '--budget-minutes', '0.0001')
+    text = run_grid(grid, image_folder, '--budget-minutes', '0.01')
     assert 'Left out, as the time was up: SynerMix, fixed, seed 1.' in text
     run_grid(grid, image_folder)
     assert weights.stat().st_mtime_ns == written
     assert len(json.loads((folder / 'results.json').read_text())['results']) == 2
+
+
+def test_a_grid_refuses_results_of_another(grid, image_folder):
+    folder = grid.parent / 'small'
+    folder.mkdir()
+    (folder / 'none-1.json').write_text(json.dumps(dict(run='none', seed=1, setting=dict(flags={}))))
+    with pytest.raises(subprocess.CalledProcessError) as error:
+        run_grid(grid, image_folder)
+    assert 'none-1.json is of other flags or data; remove it' in error.value.stderr
+
+
+def test_a_run_that_fails_is_the_last(grid, image_folder):
+    content = yaml.safe_load(grid.read_text())
+    content['runs'] = {'good': {}, 'bad': {'lr': -1}, 'never': {}}
+    grid.write_text(yaml.safe_dump(content, sort_keys=False))
+    with pytest.raises(subprocess.CalledProcessError) as error:
+        run_grid(grid, image_folder)
+    folder = grid.parent / 'small'
+    assert f'bad, seed 1 failed: see {folder / "bad-1.log"}' in error.value.stderr
+    assert '--lr must be at least 0, got -1.0' in (folder / 'bad-1.log').read_text()
+    assert [result['run'] for result in json.loads((folder / 'results.json').read_text())['results']] == ['good']
+    assert not (folder / 'never-1.log').exists()
+
+
+def allocate(megabytes):
+    torch.ones(megabytes, 2**18)
+
+
+def test_peak_memory_is_that_of_the_function():
+    """Whatever the process that asks has used before."""
+    allocate(800)
+    small, large = peak_memory(allocate, 20), peak_memory(allocate, 220)
+    assert large - small == pytest.approx(200, abs=20)
+    assert small < 100
 
 
 def test_a_table_has_mean_and_standard_deviation():

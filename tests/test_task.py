@@ -407,6 +407,7 @@ def test_no_recompilation_after_warm_up(kwargs, sizes, graphs):
 PARTS = {
     'plain': (dict(beta=0.3), 2),
     'mixup': (dict(beta=0.1, mixup_fn=Mixup(0.5, num_classes=CLASSES)), 2),
+    'manifold': (dict(mixup_fn='manifold'), 2),
     'bank': (dict(bank=True), 2),
     'num_mixed': (dict(num_mixed=1), 2),
     'bce': (dict(criterion_kwargs=dict(loss_type='bce')), 2),
@@ -426,7 +427,11 @@ def test_one_loss_after_the_other_has_the_same_gradients(name):
     runs = []
     for in_parts in (False, True):
         np.random.seed(0)
-        task = create_task(copy.deepcopy(model), **kwargs)
+        trained = copy.deepcopy(model)
+        own = {}
+        if kwargs.get('mixup_fn') == 'manifold':
+            own = {'mixup_fn': ManifoldMixup(trained, CLASSES, (3, 16, 16), layers=['0'])}
+        task = create_task(trained, **{**kwargs, **own})
         losses = []
         for batch in map(torch.clone, batches):  # timm's Mixup works in place
             parts = task.parts(batch, TARGET) if in_parts else [partial(task, batch, TARGET)]

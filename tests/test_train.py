@@ -359,6 +359,26 @@ def test_an_interval_ends_with_synermix(run_train, monkeypatch):
     )
 
 
+def test_the_loss_of_an_epoch_does_not_depend_on_where_the_interval_falls(run_train):
+    """Of 3 updates 2 have an intra-class loss in the first epoch and 1 in the second; weights stay as they are."""
+    flags = [
+        '--synermix',
+        '--synermix-interval',
+        '2',
+        '--synermix-beta',
+        '0.4',
+        '--epochs',
+        '2',
+        '--lr',
+        '0',
+        '--val-split',
+        '',
+    ]
+    for row in run_train(*flags, '--sched', 'none').summary():
+        expected = 0.4 * row['train_intra_loss'] + 0.6 * row['train_inter_loss']
+        assert row['train_loss'] == pytest.approx(expected, rel=1e-6)
+
+
 @pytest.mark.parametrize(
     'flags',
     [
@@ -469,6 +489,10 @@ BAD = {
     'interval': (
         ['--synermix-interval', '2', '--synermix-beta', '1'],
         '--synermix-interval needs --synermix-beta below 1',
+    ),
+    'long interval': (
+        ['--synermix-interval', '4'],
+        '--synermix-interval must be at most the 3 updates of an epoch, got 4',
     ),
     'channels': (['--in-chans', '1', '--input-size', '3', '32', '32'], 'Conflicting input channel counts'),
 }

@@ -39,10 +39,31 @@ _MODULES = {
     'synermix_loss': 'functional',
     'synermix_task_kwargs': 'cli',
 }
-__all__ = list(_MODULES)
+__all__ = [
+    'IGNORE_INDEX',
+    'FeatureHook',
+    'ManifoldMixup',
+    'Mixer',
+    'SupplementBatchSampler',
+    'SynerMixTask',
+    'TwoViewTransform',
+    'add_manifold_mixup_args',
+    'add_synermix_args',
+    'class_rows',
+    'create_mixup',
+    'create_synermix_loader',
+    'dataset_targets',
+    'intra_class_mix',
+    'intra_class_weight',
+    'synermix_loader_kwargs',
+    'synermix_loss',
+    'synermix_task_kwargs',
+]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES.values():
+        return importlib.import_module(f'{__name__}.{name}')
     if name not in _MODULES:
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
     return getattr(importlib.import_module(f'{__name__}.{_MODULES[name]}'), name)

@@ -37,8 +37,6 @@ _logger = logging.getLogger(__name__)
 
 # What becomes of a class with one image in a batch, what its second image takes part in, and the size of the batch.
 CHOICES = {'singletons': ('supplement', 'keep', 'bank'), 'supplement': ('both', 'clean'), 'batch': ('grow', 'fixed')}
-# Those of which torch has a resize of uint8 tensors.
-_TENSOR_INTERPOLATIONS = (InterpolationMode.BILINEAR, InterpolationMode.BICUBIC)
 # Arguments of timm's create_loader that have one meaning left with two views.
 _ONLY_VALUE: dict[str, Any] = dict(
     is_training=True,
@@ -67,33 +65,42 @@ class TwoViewTransform:
         return self.clean(image), self.augmented(image)
 
 
-class TensorResizeCrop:
-    """Resize an image and crop its centre, with torch's resize of uint8 tensors: some four times as fast as Pillow's.
+class TensorEvalTransform:
+    """timm's evaluation transform, with torch's resize of uint8 tensors: some four times as fast as Pillow's.
 
-    The pixels are those of `Resize` and `CenterCrop` but for rounding: at most 2 of 255 apart.
+    Photographs differ by rounding alone, by at most 2 of 255. What is no RGB or grey PIL image goes through timm's.
 
     Args:
-        resize, crop: The two transforms of torchvision. The resize is of the shorter side, bilinear or bicubic.
+        transform: timm's evaluation transform, one that suits: it begins with a bilinear or bicubic `Resize` of the
+            shorter side and a `CenterCrop`.
     """
 
-    def __init__(self, resize: transforms.Resize, crop: transforms.CenterCrop) -> None:
-        self.resize = resize
-        self.crop = crop
+    def __init__(self, transform: transforms.Compose) -> None:
+        self.transform = transform
+        self.resize, self.crop, *rest = transform.transforms
+        self.rest = [
+            partial(F.to_dtype, dtype=torch.float32, scale=True) if isinstance(t, MaybeToTensor) else t for t in rest
+        ]
 
     def __call__(self, image: Any) -> Tensor:
+        if getattr(image, 'mode', None) not in ('RGB', 'L'):
+            return self.transform(image)
         pixels = F.resize_image(F.pil_to_tensor(image), [self.resize.size], self.resize.interpolation)
-        return F.center_crop_image(pixels, list(self.crop.size))
+        pixels = F.center_crop_image(pixels, list(self.crop.size))
+        for step in self.rest:
+            pixels = step(pixels)
+        return pixels
 
-
-def resize_on_tensors(transform: transforms.Compose) -> transforms.Compose:
-    """timm's evaluation transform with a `TensorResizeCrop`; as it is, if it does not begin with these two steps."""
-    resize, crop, *rest = transform.transforms
-    known = isinstance(resize, transforms.Resize) and isinstance(crop, transforms.CenterCrop)
-    if not known or not isinstance(resize.size, int) or resize.interpolation not in _TENSOR_INTERPOLATIONS:
-        return transform
-    if isinstance(rest[0], MaybeToTensor):
-        rest[0] = partial(F.to_dtype, dtype=torch.float32, scale=True)
-    return transforms.Compose([TensorResizeCrop(resize, crop), *rest])
+    @staticmethod
+    def suits(transform: transforms.Compose) -> bool:
+        """Whether the first two steps are as they must be."""
+        resize, crop, *_ = transform.transforms
+        return (
+            isinstance(resize, transforms.Resize)
+            and isinstance(resize.size, int)
+            and resize.interpolation in (InterpolationMode.BILINEAR, InterpolationMode.BICUBIC)
+            and isinstance(crop, transforms.CenterCrop)
+        )
 
 
 class TwoViewDataset(ReadableImages):
@@ -253,11 +260,11 @@ def create_synermix_loader(
         raise ValueError(f'batch_size must be at least 2 to mix images within a class, got {batch_size}.')
     common = dict(mean=mean, std=std, use_prefetcher=use_prefetcher)
     erasing: dict[str, Any] = dict(re_prob=re_prob, re_mode=re_mode, re_count=re_count)
-    clean = resize_on_tensors(
-        create_transform(
-            input_size, interpolation=clean_interpolation, crop_pct=crop_pct, crop_mode=crop_mode, **common
-        )
+    clean = create_transform(
+        input_size, interpolation=clean_interpolation, crop_pct=crop_pct, crop_mode=crop_mode, **common
     )
+    if TensorEvalTransform.suits(clean):
+        clean = TensorEvalTransform(clean)
     augmented = create_transform(input_size, is_training=True, no_aug=no_aug, **common, **erasing, **transform_kwargs)
     views = _set_views(dataset, TwoViewTransform(clean, augmented) if clean_view else augmented)
 

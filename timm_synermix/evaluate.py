@@ -48,14 +48,11 @@ class CohesionMeter:
     """
 
     def __init__(self, num_classes: int, device: torch.device | str = 'cpu', num_drawn: int = 10) -> None:
-        from timm_synermix import metrics  # slow to import
-
         self.num_classes = num_classes
         # float64 keeps large sums exact; Apple's GPUs have none
         self.device = torch.device('cpu' if torch.device(device).type == 'mps' else device)
         self.drawn_classes = torch.linspace(0, num_classes - 1, min(num_drawn, num_classes)).long()
         self._feature_dim = 0
-        self._library = metrics
         self._metrics: MetricCollection | None = None
         self._waiting: list[tuple[Tensor, Tensor]] = []
         self._drawn: list[tuple[Tensor, Tensor]] = []
@@ -70,14 +67,18 @@ class CohesionMeter:
     def _flush(self) -> None:
         feature, target = (torch.cat(parts) for parts in zip(*self._waiting, strict=True))
         self._waiting = []
+        from timm_synermix.metrics import cohesion_metrics  # slow to import
+
         if self._metrics is None:  # the first features tell how long one is
-            self._metrics = self._library.cohesion_metrics(self.num_classes, self._feature_dim).to(self.device)
+            self._metrics = cohesion_metrics(self.num_classes, self._feature_dim).to(self.device)
         self._metrics.update(feature, target)
         drawn = torch.isin(target, self.drawn_classes.to(target.device))
         self._drawn.append((feature[drawn].float().cpu(), target[drawn].cpu()))
 
     def compute(self) -> Cohesion:
         """The metrics over all processes, and features of this one; every process must call it."""
+        from timm_synermix.metrics import METRIC_NAMES  # slow to import
+
         dim = self._feature_dim
         if dist.is_available() and dist.is_initialized():  # a process may have had nothing to read from a stream
             lengths: list[int] = [0] * dist.get_world_size()
@@ -92,7 +93,7 @@ class CohesionMeter:
         # torchmetrics makes scalars of tensors with one element
         table = {name: value.reshape(-1) for name, value in values.pop('class_table').items()}
         features, targets = (torch.cat(parts) for parts in zip(*self._drawn, strict=True))
-        return Cohesion({name: values[name].item() for name in self._library.METRIC_NAMES}, table, features, targets)
+        return Cohesion({name: values[name].item() for name in METRIC_NAMES}, table, features, targets)
 
 
 @torch.no_grad()

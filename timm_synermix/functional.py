@@ -114,7 +114,7 @@ def mix_rows(feature: Tensor, row: Tensor, weight: Tensor) -> Tensor:
     Args:
         feature: `[N, ...]`, any floating dtype.
         row: int64 `[N]`, values in `[0, N)`.
-        weight: `[N]`.
+        weight: `[N]`; gets no gradient.
 
     Returns:
         `[N, ...]` in the dtype of feature; rows that no image maps to are zero.

@@ -136,7 +136,8 @@ class SynerMixTask(ClassificationTask):
         bank: For a class with one image in the batch, mix that with a recent feature of the class, see `FeatureBank`.
             Copies of an image, as of repeated augmentation, count as images.
         interval: Expect clean views in every interval-th update alone, and weight their loss by interval, so that the
-            mean of the loss over updates is unchanged: a departure from the paper that saves most of the cost.
+            mean gradient is unchanged: a departure from the paper that saves most of the cost. Clipping, and optimizers
+            that normalise gradients, do see the larger weight.
         gather_rows: Mix the classes of the batches of all ranks together: the paper's mini-batch is then the global
             one. At least the largest number of images in a batch of a rank, to which features are padded; 0 for the
             classes of each rank by itself. Needs a process group.

@@ -60,7 +60,7 @@ class LossMeter:
         """Take over the sums of a checkpoint."""
         device = self.accelerator.device
         self._sums = {name: torch.tensor(v, dtype=self._dtype, device=device) for name, v in state['sums'].items()}
-        self._counts = dict(state['counts'])
+        self._counts = state['counts'] if 'counts' in state else dict.fromkeys(state['sums'], state['count'])
 
     def reduce(self) -> dict[str, float]:
         """The means so far over all processes; every process must call it."""
