@@ -27,12 +27,12 @@ MODEL, SIZE, BATCH_SIZE, CLASSES = 'resnet18', 32, 128, 4
 
 def rows(device: torch.device, quick: bool, workers: int) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
-        data = write_photographs(Path(folder) / 'data', SIZE, 1024)
+        data = write_photographs(Path(folder) / 'data', SIZE, 512 if quick else 1024)
         epochs = {
             'script': script_epochs(data, Path(folder), workers, device.type),
             'loop': loop_epochs(data, workers, device.type),
         }
-        seconds = in_turn(epochs, 3 if quick else 15, device)
+        seconds = in_turn(epochs, 3 if quick else 12, device)
         setting = (
             f'{MODEL}, {SIZE} px, B {BATCH_SIZE}, {workers} worker, epochs of {len(list(data.rglob("*.jpg")))} images'
         )
@@ -135,14 +135,14 @@ def start_rows(quick: bool) -> list[tuple[str, float, str]]:
 
     def spent(first: str, second: str) -> tuple[float, float]:
         runs = []
-        for _ in range(3 if quick else 5):
+        for _ in range(2 if quick else 5):
             code = imports.format(first, second)
             runs.append([float(word) for word in subprocess.check_output([sys.executable, '-c', code]).split()])
         return tuple(map(statistics.median, zip(*runs, strict=True)))  # type: ignore[return-value]
 
     def script(name: str) -> float:
         seconds = []
-        for _ in range(3 if quick else 5):
+        for _ in range(2 if quick else 5):
             start = time.perf_counter()
             subprocess.check_output([sys.executable, ROOT / name, '--help'])
             seconds.append(time.perf_counter() - start)
