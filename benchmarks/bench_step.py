@@ -15,7 +15,6 @@ from measuring import Row, compare, in_turn, peak_memory, synchronise
 from timm.task import ClassificationTask
 from torch import nn
 from torch.utils.data import DistributedSampler
-from tqdm import tqdm
 
 from timm_synermix import SupplementBatchSampler, SynerMixTask
 from timm_synermix.functional import mix_rows
@@ -69,6 +68,7 @@ def rows(device: torch.device, quick: bool, settings: list[str], models: list[st
     table = []
     for name in models:
         for setting in settings:
+            print(f'          {name}, {setting}', flush=True)
             table += step_rows(name, setting, device, quick)
     return table
 
@@ -87,8 +87,7 @@ def step_rows(name: str, setting: str, device: torch.device, quick: bool) -> lis
             return count
 
         functions[mode] = some
-    bar = tqdm(functions, desc=f'{name}, {setting}', leave=False, disable=None)
-    for mode in bar:  # what is compiled or allocated at first is not measured
+    for mode in functions:  # what is compiled or allocated at first is not measured
         functions[mode]()
         images[mode].clear()
     seconds = in_turn(functions, 3 if quick or device.type == 'cpu' else 20, device, warmup=0)
@@ -155,13 +154,12 @@ def memory_rows(device: torch.device, quick: bool, models: list[str]) -> list[Ro
     """Peak memory, each mode in a process of its own: weights, gradients, momentum and activations."""
     table = []
     for name in models:
+        print(f'          {name}', flush=True)
         size, batch_size = MODELS[name][device.type == 'cuda']
         where = f'{name}, {size} px, B {batch_size}'
         modes = ['plain', 'naive', 'exact, no supplements']
         modes += [] if quick else ['exact, no supplements, summed', 'fused, no supplements', 'interval 4, fixed']
-        peaks = {
-            mode: peak_memory(run_steps, name, mode, device.type) for mode in tqdm(modes, leave=False, disable=None)
-        }
+        peaks = {mode: peak_memory(run_steps, name, mode, device.type) for mode in modes}
         for mode in modes[1:]:
             ratio = peaks[mode] / peaks['plain']
             aim = '≤ 1.15' if mode == 'exact, no supplements' else ''
