@@ -2,7 +2,7 @@
 """What SynerMix costs: every measurement in one run, as ratios, in one table (Markdown and JSON).
 
     make bench          # all of it; on 2 cores that takes about an hour
-    make bench-quick    # the short of it, below 5 minutes
+    make bench-quick    # the short of it, some 5 minutes
     python benchmarks/bench.py --device cuda
 
 What is compared takes turns, so that a busy machine slows both. The ratio is the median over the rounds.

@@ -198,7 +198,8 @@ def test_odd_images_are_read_as_timm_reads_them(tmp_path, use_prefetcher):
     ((x, y),) = loader
     assert len(y) == 10
     for view, draw in zip(x, next(iter(loader.batch_sampler)), strict=False):
-        torch.testing.assert_close(view, reference[draw.item][0], atol=1e-5, rtol=1e-5)
+        # the clean view is resized as a tensor: at most 2 of 255 apart, in units of the standard deviation
+        torch.testing.assert_close(view, reference[draw.item][0], atol=2.01 / 255 / 0.224, rtol=0)
     assert loader.dataset.num_skipped(0) == 0
 
 
