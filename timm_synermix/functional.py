@@ -224,7 +224,7 @@ def check_num_mixed(num_mixed: int) -> None:
         raise ValueError(f'num_mixed must be 0 (all) or a positive number of images, got {num_mixed}.')
 
 
-def check_interval(interval: int, beta: float | None = None) -> None:
+def check_interval(interval: int, beta: float) -> None:
     """Raise ValueError unless interval is positive, and 1 where beta leaves no other loss for the updates between."""
     if interval < 1:
         raise ValueError(f'interval must be at least 1, got {interval}.')
