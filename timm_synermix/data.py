@@ -16,6 +16,7 @@ from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import MaybeToTensor
 from torch import Tensor
 from torch import distributed as dist
+from torch.nn.functional import interpolate
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -72,12 +73,13 @@ class TensorEvalTransform:
 
     Args:
         transform: timm's evaluation transform, one that suits: it begins with a bilinear or bicubic `Resize` of the
-            shorter side and a `CenterCrop`.
+            shorter side and a `CenterCrop` within it.
     """
 
     def __init__(self, transform: transforms.Compose) -> None:
         self.transform = transform
-        self.resize, self.crop, *rest = transform.transforms
+        resize, crop, *rest = transform.transforms
+        self.size, self.mode, self.crop_size = resize.size, resize.interpolation.value, crop.size
         self.rest = [
             partial(F.to_dtype, dtype=torch.float32, scale=True) if isinstance(t, MaybeToTensor) else t for t in rest
         ]
@@ -85,8 +87,12 @@ class TensorEvalTransform:
     def __call__(self, image: Any) -> Tensor:
         if getattr(image, 'mode', None) not in ('RGB', 'L'):
             return self.transform(image)
-        pixels = F.resize_image(F.pil_to_tensor(image), [self.resize.size], self.resize.interpolation)
-        pixels = F.center_crop_image(pixels, list(self.crop.size))
+        # torchvision's own steps for tensors look around for longer than the resize of a small image takes
+        pixels = torch.from_numpy(np.array(image)).view(1, image.height, image.width, -1).permute(0, 3, 1, 2)
+        size = [self.size * side // min(image.size) for side in (image.height, image.width)]
+        top, left = (round((side - cropped) / 2) for side, cropped in zip(size, self.crop_size, strict=True))
+        pixels = interpolate(pixels, size, mode=self.mode, antialias=True)
+        pixels = pixels[0, :, top : top + self.crop_size[0], left : left + self.crop_size[1]]
         for step in self.rest:
             pixels = step(pixels)
         return pixels
@@ -100,6 +106,7 @@ class TensorEvalTransform:
             and isinstance(resize.size, int)
             and resize.interpolation in (InterpolationMode.BILINEAR, InterpolationMode.BICUBIC)
             and isinstance(crop, transforms.CenterCrop)
+            and max(crop.size) <= resize.size
         )
 
 
