@@ -13,16 +13,15 @@ import timm
 import torch
 from measuring import Row, compare, in_turn, peak_memory, synchronise
 from timm.task import ClassificationTask
-from torch import nn
 from torch.utils.data import DistributedSampler
 
-from timm_synermix import SupplementBatchSampler, SynerMixTask
+from timm_synermix import SupplementBatchSampler, SynerMixTask, cifar_resnet  # noqa: F401  registers models
 from timm_synermix.functional import mix_rows
 
 NUM_CLASSES = 100
 # name -> size of the images and batch, on a CPU and on a GPU
 MODELS = {
-    'resnet18, CIFAR stem': ((32, 16), (32, 128)),
+    'resnet18_cifar': ((32, 16), (32, 128)),
     'resnet50': ((64, 16), (224, 64)),
     'vit_small_patch16_224': ((64, 16), (224, 64)),
     'convnext_tiny': ((64, 16), (224, 64)),
@@ -103,13 +102,8 @@ def step_rows(name: str, setting: str, device: torch.device, quick: bool) -> lis
 
 
 def create_model(name: str, size: int, device: torch.device) -> Any:
-    if name == 'resnet18, CIFAR stem':
-        model = timm.create_model('resnet18', num_classes=NUM_CLASSES)
-        model.conv1, model.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
-    else:
-        kwargs = {'img_size': size} if 'vit' in name else {}
-        model = timm.create_model(name, num_classes=NUM_CLASSES, **kwargs)
-    return model.to(device)
+    kwargs = {'img_size': size} if 'vit' in name else {}
+    return timm.create_model(name, num_classes=NUM_CLASSES, **kwargs).to(device)
 
 
 def training_steps(
@@ -177,7 +171,7 @@ def run_steps(name: str, mode: str, device: str, size: int, batch_size: int) -> 
 
 def profile(device: torch.device, rounds: int) -> list[tuple[str, float]]:
     """Where the time of one exact step goes, in per cent: the CIFAR ResNet-18, without supplements."""
-    name = 'resnet18, CIFAR stem'
+    name = 'resnet18_cifar'
     spent: dict[str, float] = {}
 
     @contextmanager

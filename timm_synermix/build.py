@@ -25,6 +25,7 @@ from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, RandomSampler
 
 from timm_synermix import devices
+from timm_synermix.augment import add_small_image_augmentation
 from timm_synermix.checkpoint import output_root
 from timm_synermix.cli import flag, mixup_active, mixup_kwargs, synermix_loader_kwargs, synermix_task_kwargs
 from timm_synermix.data import create_synermix_loader, dataset_targets
@@ -110,6 +111,7 @@ def create_datasets(args: argparse.Namespace, in_chans: int, num_classes: int) -
         target_key=args.target_key,
         trust_remote_code=args.dataset_trust_remote_code,
         seed=args.seed,
+        in_memory=args.in_memory,
     )
     train = create_dataset(
         args.dataset,
@@ -196,6 +198,8 @@ def create_train_loader(
             crop_pct=data_config['crop_pct'],
             crop_mode=data_config['crop_mode'],
             strict=args.strict_data,
+            crop_padding=args.crop_padding,
+            cutout=args.cutout,
             **common,
         )
     if args.aug_repeats and not args.distributed:
@@ -225,6 +229,8 @@ def create_train_loader(
         persistent_workers=not (mix_in_collate and args.mixup_off_epoch),
         **common,
     )
+    if args.crop_padding or args.cutout:
+        dataset.transform = add_small_image_augmentation(dataset.transform, args.crop_padding, args.cutout)
     if len(loader) == 0:  # timm drops the last, partial batch
         raise ValueError(f'--batch-size must be at most the number of training images, got {args.batch_size}')
     inner = loader if args.no_prefetcher else loader.loader

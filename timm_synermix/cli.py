@@ -25,6 +25,7 @@ _AT_LEAST = {
     **dict.fromkeys(['seed', 'workers', 'lr', 'warmup_epochs', 'recovery_interval', 'mixup_off_epoch', 'tta'], 0),
     **dict.fromkeys(['start_epoch', 'mixup', 'cutmix', 'aug_repeats', 'aug_splits', 'epoch_repeats', 'clip_grad'], 0),
     **dict.fromkeys(['synermix_num_mixed', 'synermix_off_epoch', 'manifold_mixup', 'max_bad_steps'], 0),
+    **dict.fromkeys(['crop_padding', 'cutout'], 0),
 }
 _FRACTIONS = ['hflip', 'vflip', 'reprob', 'mixup_prob', 'mixup_switch_prob', 'smoothing', 'drop', 'drop_path']
 _FRACTIONS += ['color_jitter_prob', 'grayscale_prob', 'gaussian_blur_prob', 'model_ema_decay', 'synermix_beta']
@@ -131,6 +132,28 @@ def add_manifold_mixup_args(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_finetuning_args(parser: argparse.ArgumentParser) -> None:
+    """Add the flag of training a classifier alone to a training script's parser."""
+    group = parser.add_argument_group('Fine-tuning')
+    group.add_argument(
+        '--freeze', action='store_true', help='train the classifier alone, on the features of the model as it is'
+    )
+
+
+def add_small_image_args(parser: argparse.ArgumentParser) -> None:
+    """Add the flags for small images, such as CIFAR's, to a training script's parser."""
+    group = parser.add_argument_group('Small images')
+    group.add_argument(
+        '--crop-padding',
+        type=int,
+        default=0,
+        metavar='N',
+        help='crop the image, padded by N black pixels at each side, at random, instead of a random resized crop',
+    )
+    group.add_argument('--cutout', type=int, default=0, metavar='L', help='blacken a square of L pixels; 0 for none')
+    group.add_argument('--in-memory', action='store_true', help='decode all images once, and keep them in memory')
+
+
 def add_reliability_args(parser: argparse.ArgumentParser) -> None:
     """Add the flags for bad data and bad numbers to a training script's parser."""
     group = parser.add_argument_group('What goes wrong')
@@ -191,6 +214,8 @@ def create_parsers() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
     add_timm_args(parser)
     add_synermix_args(parser)
     add_manifold_mixup_args(parser)
+    add_finetuning_args(parser)
+    add_small_image_args(parser)
     add_reliability_args(parser)
     group = parser.add_argument_group('What to look at')
     group.add_argument(
@@ -238,8 +263,14 @@ def usage_errors(parser: argparse.ArgumentParser) -> Iterator[None]:
         parser.error(' '.join(str(error).split()))
 
 
-def _load_config(parser: argparse.ArgumentParser, path: str) -> dict[str, Any]:
-    """Read a YAML config. Unknown keys are named and left out; values of the wrong type are usage errors."""
+def _load_config(parser: argparse.ArgumentParser, path: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Read a YAML config. Unknown keys are named and left out; values of the wrong type are usage errors.
+
+    A key `base` names another config, relative to this one, whose values those of this one override.
+
+    Args:
+        above: The configs that this one is a base of.
+    """
     try:
         with open(path) as file:
             config = yaml.safe_load(file) or {}
@@ -247,8 +278,15 @@ def _load_config(parser: argparse.ArgumentParser, path: str) -> dict[str, Any]:
         parser.error(f'--config: cannot read {path}: {error}')
     if not isinstance(config, dict):
         parser.error(f'--config: {path} must be a mapping of flags to values, got {type(config).__name__}')
-    actions = {action.dest: action for action in parser._actions}
     values = {}
+    base = config.pop('base', None)
+    if base is not None:
+        base = os.path.join(os.path.dirname(path), str(base))
+        above = (*above, os.path.realpath(path))
+        if os.path.realpath(base) in above:
+            parser.error(f'--config: {path} is a base of itself')
+        values = _load_config(parser, base, above)
+    actions = {action.dest: action for action in parser._actions}
     for key, value in config.items():
         if key not in actions:
             _logger.warning('--config: unknown key %r in %s is ignored.', key, path)
@@ -330,6 +368,7 @@ def check_args(args: argparse.Namespace) -> None:
         raise ValueError(f'--split-bn needs --aug-splits of 2 or more, or --resplit, got {args.aug_splits}')
     if args.aug_splits == 1:
         raise ValueError('--aug-splits must be 0, or 2 and more, got 1')
+    _check_small_image_args(args)
     if args.manifold_mixup:
         _check_manifold_mixup_args(args)
     elif args.manifold_mixup_layers:
@@ -418,6 +457,18 @@ def _check_manifold_mixup_args(args: argparse.Namespace) -> None:
             f'--mixup-mode {args.mixup_mode}': args.mixup_mode != 'batch',
         },
     )
+
+
+def _check_small_image_args(args: argparse.Namespace) -> None:
+    for name in ('crop_padding', 'cutout'):
+        others = {'--aug-splits': args.aug_splits, '--train-img-sizes': args.train_img_sizes}
+        if name == 'crop_padding':
+            others['--train-crop-mode'] = args.train_crop_mode
+        for other, value in others.items():
+            if getattr(args, name) and value:
+                raise ValueError(f'{flag(name)} and {other} cannot be used together')
+    if args.in_memory and args.dataset.lower().startswith(('wds/', 'tfds/', 'hfids/')):
+        raise ValueError(f'--in-memory needs a data set that is no stream, got --dataset {args.dataset}')
 
 
 def _exclude(args: argparse.Namespace, flag: str, others: dict[str, Any]) -> None:

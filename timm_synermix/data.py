@@ -30,6 +30,7 @@ from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
+from timm_synermix.augment import add_small_image_augmentation
 from timm_synermix.loading import SampleLoader, SamplePrefetchLoader, shield
 from timm_synermix.reading import ReadableImages
 from timm_synermix.sampler import SupplementBatchSampler
@@ -209,6 +210,8 @@ def create_synermix_loader(
     no_aug: bool = False,
     re_split: bool = False,
     strict: bool = False,
+    crop_padding: int = 0,
+    cutout: int = 0,
     **transform_kwargs: Any,
 ) -> PrefetchLoader | DataLoader:
     """A training loader of clean and augmented views: timm's `create_loader` for SynerMix.
@@ -245,6 +248,7 @@ def create_synermix_loader(
         use_multi_epochs_loader: Has no effect: persistent_workers do what it is for.
         worker_seeding: Of a streaming data set. Has no effect on others, whose samples have seeds of their own.
         strict: Stop at the first image that cannot be read.
+        crop_padding, cutout: See `timm_synermix.augment.add_small_image_augmentation`.
         transform_kwargs: Other arguments of `timm.data.create_transform`, for the augmented view. Those of
             create_loader that two views leave no choice, as collate_fn or num_aug_splits, must have their default.
 
@@ -273,6 +277,7 @@ def create_synermix_loader(
     if TensorEvalTransform.suits(clean):
         clean = TensorEvalTransform(clean)
     augmented = create_transform(input_size, is_training=True, no_aug=no_aug, **common, **erasing, **transform_kwargs)
+    augmented = add_small_image_augmentation(augmented, crop_padding, cutout)
     views = _set_views(dataset, TwoViewTransform(clean, augmented) if clean_view else augmented)
 
     loader_kwargs: dict[str, Any] = dict(

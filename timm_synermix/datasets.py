@@ -59,12 +59,61 @@ class DigitsReader(Reader):
         return f'{index}.bmp'
 
 
-def create_dataset(name: str, root: str | None = None, split: str = 'validation', **kwargs: Any) -> Any:
-    """`timm.data.create_dataset`, which also knows `sklearn/digits`, with plain errors.
+class MemoryReader(Reader):
+    """The images of another reader, decoded once. For small images, of which the file takes longer than the pixels.
+
+    One that cannot be read is left to the other reader, to be met where it is used.
+
+    Args:
+        reader: Of a timm image data set.
+        mode: PIL mode the images are converted to; None for their own.
+    """
+
+    def __init__(self, reader: Any, mode: str | None) -> None:
+        self.reader = reader
+        self.class_to_idx = getattr(reader, 'class_to_idx', None)
+        self.images: list[Image.Image | None] = []
+        self.targets: list[int] = []
+        for index in range(len(reader)):
+            file, target = reader[index]
+            self.targets.append(target)
+            try:
+                image = Image.open(file)
+                self.images.append(image.convert(mode or image.mode))
+            except Exception:  # decoders raise all kinds
+                self.images.append(None)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        image = self.images[index]
+        return self.reader[index] if image is None else (image, self.targets[index])
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
+        name: str = self.reader._filename(index, basename, absolute)
+        return name
+
+
+def create_dataset(
+    name: str, root: str | None = None, split: str = 'validation', in_memory: bool = False, **kwargs: Any
+) -> Any:
+    """`timm.data.create_dataset`, which also knows `sklearn/digits` and can hold its images, with plain errors.
+
+    Args:
+        in_memory: Decode the images of a folder or tar file, or of another timm reader, now. torchvision's data sets
+            hold what they hold.
 
     Raises:
         ValueError: The folder does not exist, or has no images or not the split.
     """
+    dataset = _create_dataset(name, root, split, **kwargs)
+    if in_memory and isinstance(dataset, timm_data.ImageDataset):
+        dataset.reader = MemoryReader(dataset.reader, dataset.input_img_mode)
+    return dataset
+
+
+def _create_dataset(name: str, root: str | None, split: str, **kwargs: Any) -> Any:
     if name.lower() == 'sklearn/digits':
         return timm_data.ImageDataset(
             root=None, reader=DigitsReader(split), input_img_mode=kwargs.get('input_img_mode', 'RGB')

@@ -13,9 +13,11 @@ import torch
 from timm.data import resolve_input_data_config
 from timm.layers import convert_splitbn_model, convert_sync_batchnorm, set_fast_norm
 from timm.models import resolve_model_input_args
-from timm.utils import set_jit_fuser
+from timm.utils import freeze, set_jit_fuser
 from torch import nn
 
+from timm_synermix import cifar_resnet  # noqa: F401  registers models
+from timm_synermix.features import find_classifier_leaves
 from timm_synermix.weights import LOAD_ERRORS, load_reason
 
 
@@ -95,10 +97,23 @@ def build_model(create_model: Callable[..., Any], args: argparse.Namespace) -> t
     model = build_classifier(create_model, args, **kwargs)
     if args.head_init_scale is not None or args.head_init_bias is not None:
         _init_head(model.get_classifier(), args.head_init_scale, args.head_init_bias)
+    if args.freeze:
+        freeze_backbone(model)
     if args.grad_checkpointing:
         model.set_grad_checkpointing(enable=True)
     data_config = resolve_input_data_config(model, args=vars(args))
     return _place_model(args, model), data_config
+
+
+def freeze_backbone(model: nn.Module) -> None:
+    """Leave the classifier layers alone to be trained: timm's `freeze`, of all the rest.
+
+    The rest's BatchNorm layers of images keep their statistics; those of tokens (LeViT has some) go on, as in timm.
+    Dropout and stochastic depth are not changed.
+    """
+    freeze(model)
+    for name in find_classifier_leaves(model):
+        model.get_submodule(name).requires_grad_(True)
 
 
 @torch.no_grad()

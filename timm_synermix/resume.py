@@ -60,6 +60,7 @@ _HARMLESS |= {'log_interval', 'log_wandb', 'log_with', 'report', 'cohesion', 'sa
 _HARMLESS |= {'recovery_interval', 'checkpoint_hist', 'val_interval', 'validation_batch_size', 'worker_seeding'}
 _HARMLESS |= {'wandb_project', 'wandb_tags', 'wandb_resume_id', 'wandb_run_id', 'max_bad_steps', 'strict_data'}
 _HARMLESS |= {'pretrained', 'pretrained_path', 'initial_checkpoint', 'dataset_download', 'synchronize_step'}
+_HARMLESS |= {'in_memory'}
 
 
 def find_resume_point(args: argparse.Namespace) -> ResumePoint | None:

@@ -1,0 +1,141 @@
+"""Training the classifier alone, the ResNets for small images, and images in memory."""
+
+import os
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from timm.models.resnet import ResNet
+
+from timm_synermix import cifar_resnet
+from timm_synermix.datasets import MemoryReader, create_dataset
+from timm_synermix.features import find_classifier_leaves
+from timm_synermix.models import freeze_backbone
+
+
+@pytest.mark.parametrize('suffix', ['pth', 'safetensors'])
+@pytest.mark.parametrize('flag', ['--pretrained-path', '--initial-checkpoint'])
+def test_frozen_backbone(run_train, tmp_path, flag, suffix):
+    """Of weights given as a file the classifier's alone change, with both losses; timm loads the checkpoint."""
+    model = timm.create_model('test_efficientnet', num_classes=4)
+    state = {name: value + 0.01 if 'running_mean' in name else value for name, value in model.state_dict().items()}
+    path = tmp_path / f'weights.{suffix}'
+    save_file(state, path) if suffix == 'safetensors' else torch.save(state, path)
+    run = run_train(flag, str(path), '--freeze', '--synermix', '--mixup', '0.2', '--lr', '0.1', '--model-ema')
+    best = timm.create_model(
+        'test_efficientnet', num_classes=4, checkpoint_path=str(run.folder / 'model_best.safetensors')
+    )
+    for name, value in best.state_dict().items():
+        if 'num_batches_tracked' not in name:
+            assert torch.equal(value, state[name]) != name.startswith('classifier'), name
+    assert run.summary()[0]['train_intra_loss'] > 0
+
+
+@pytest.mark.parametrize('name', ['test_resnet', 'test_vit', 'efficientformer_l1', 'resnetv2_18'])
+def test_what_is_trained(name):
+    """The leaves of the classifier have gradients, and nothing else; nor does BatchNorm count the images."""
+    model = timm.create_model(name, num_classes=3)
+    freeze_backbone(model)
+    model.train()
+    leaves = find_classifier_leaves(model)
+    trained = {n for n, p in model.named_parameters() if p.requires_grad}
+    assert trained == {f'{leaf}.{kind}' for leaf in leaves for kind in ('weight', 'bias')}
+    before = {n: b.clone() for n, b in model.named_buffers() if 'running' in n}
+    size = model.pretrained_cfg['input_size'][-1]
+    output = model(torch.randn(2, 3, size, size))
+    sum(part.sum() for part in (output if isinstance(output, tuple) else (output,))).backward()
+    assert all(p.grad is not None for n, p in model.named_parameters() if n in trained)
+    assert all(torch.equal(b, before[n]) for n, b in model.named_buffers() if n in before)
+
+
+@pytest.mark.parametrize('depth', [18, 34, 50, 101])
+def test_cifar_resnet(depth):
+    """As large at every stage as its feature_info says; in all else timm's ResNet."""
+    model = timm.create_model(f'resnet{depth}_cifar', num_classes=7).eval()
+    plain = timm.create_model(f'resnet{depth}', num_classes=7)
+    shapes, expected = ({n: v.shape for n, v in m.state_dict().items()} for m in (model, plain))
+    assert shapes.pop('conv1.weight') == (64, 3, 3, 3)
+    expected.pop('conv1.weight')
+    assert shapes == expected
+    with torch.no_grad():
+        stages = model.forward_intermediates(torch.randn(1, 3, 32, 32), intermediates_only=True)
+    assert [32 // stage.shape[-1] for stage in stages] == [1, 1, 2, 4, 8]
+    assert [info['reduction'] for info in model.feature_info] == [1, 1, 2, 4, 8]
+    assert isinstance(model, ResNet)
+
+
+def test_cifar_resnet_by_hand():
+    """A 3x3 convolution of stride 1, no max-pool, then the stages."""
+    model = timm.create_model('resnet18_cifar', num_classes=7, in_chans=1, channels=(8, 16, 32, 64)).eval()
+    assert model.conv1.weight.shape == (64, 1, 3, 3)
+    image = torch.randn(2, 1, 32, 32)
+    x = model.act1(model.bn1(torch.nn.functional.conv2d(image, model.conv1.weight, padding=1)))
+    for name in ('layer1', 'layer2', 'layer3', 'layer4', 'global_pool', 'fc'):
+        x = getattr(model, name)(x)
+    torch.testing.assert_close(model(image), x)
+    assert 'resnet18_cifar' in cifar_resnet.__all__
+
+
+def test_cifar_resnet_is_trained_and_loads_in_timm(run_train):
+    run = run_train('--model', 'resnet18_cifar', '--model-kwargs', 'channels=[8,16,32,64]', '--synermix')
+    loaded = timm.create_model(
+        'resnet18_cifar',
+        num_classes=4,
+        channels=(8, 16, 32, 64),
+        checkpoint_path=str(run.folder / 'model_best.pth.tar'),
+    )
+    assert torch.equal(loaded.fc.weight, run.checkpoint('model_best')['state_dict']['fc.weight'])
+
+
+def test_images_in_memory(image_folder, run_train, monkeypatch):
+    """Every file is opened once, and the run is that of files."""
+    flags = ['--synermix', '--epochs', '2']
+    on_disk = run_train(*flags, experiment='disk')
+    opened = []
+    original = MemoryReader.__init__
+
+    def count(self, reader, mode):
+        class Counting:
+            class_to_idx = reader.class_to_idx
+
+            def __len__(self):
+                return len(reader)
+
+            def __getitem__(self, index):
+                opened.append(index)
+                return reader[index]
+
+        original(self, Counting(), mode)
+        self.reader = reader
+
+    monkeypatch.setattr(MemoryReader, '__init__', count)
+    in_memory = run_train(*flags, '--in-memory', experiment='memory')
+    assert sorted(opened) == sorted([*range(19), *range(10)])
+    assert in_memory.summary() == on_disk.summary()
+
+
+@pytest.mark.parametrize('kind', ['folder', 'digits'])
+def test_a_memory_reader_has_the_images_of_its_reader(image_folder, kind):
+    kwargs = dict(name='sklearn/digits') if kind == 'digits' else dict(name='', root=str(image_folder))
+    files, memory = (create_dataset(split='train', in_memory=held, **kwargs) for held in (False, True))
+    assert len(files) == len(memory)
+    assert files.filename(3, absolute=True) == memory.filename(3, absolute=True)
+    assert files.reader.class_to_idx == memory.reader.class_to_idx
+    for index in (0, len(files) - 1):
+        image, target = memory.reader[index]
+        expected, expected_target = files[index]
+        assert target == expected_target
+        assert image.tobytes() == expected.tobytes()
+
+
+def test_an_unreadable_image_in_memory(run_train, tmp_path, image_folder, caplog):
+    """Is named where it is used, as without --in-memory."""
+    os.symlink(image_folder / 'validation', tmp_path / 'validation')
+    for folder in (image_folder / 'train').iterdir():
+        (tmp_path / 'train' / folder.name).mkdir(parents=True)
+        for image in folder.iterdir():
+            os.symlink(image, tmp_path / 'train' / folder.name / image.name)
+    (tmp_path / 'train' / 'a' / 'bad.png').write_bytes(b'no image')
+    run_train('--in-memory', data=('--data-dir', str(tmp_path), '--num-classes', '4'))
+    assert 'bad.png cannot be read' in caplog.text
