@@ -69,6 +69,10 @@ def test_nothing_of_timm_is_hidden_by_ours():
     ours = {name for action in train.parser._actions for name in action.option_strings} - known
     timm_1_0_31 = {'--stop-epoch', '--save-epochs', '--loss', '--task', '--lr-decay-fn', '--lr-stable-timescale'}
     assert ours - timm_1_0_31 - {'-h', '--help'} == {
+        '--crop-padding',
+        '--cutout',
+        '--in-memory',
+        '--freeze',
         '--synermix',
         '--synermix-beta',
         '--synermix-num-mixed',

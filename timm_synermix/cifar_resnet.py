@@ -24,7 +24,8 @@ class CifarResNet(ResNet):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        in_chans = next(layer.in_channels for layer in self.conv1.modules() if isinstance(layer, nn.Conv2d))
+        stem = self.get_submodule('conv1')
+        in_chans = next(layer.in_channels for layer in stem.modules() if isinstance(layer, nn.Conv2d))
         following = self.layer1[0].conv1
         kind = dict(device=following.weight.device, dtype=following.weight.dtype)
         self.conv1 = nn.Conv2d(in_chans, following.in_channels, 3, padding=1, bias=False, **kind)
