@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo bench bench-quick test test-faults test-all-models quality style clean
+.PHONY: demo bench bench-quick reproduce test test-faults test-all-models quality style clean
 
 demo: $(INSTALLED)
 	$(BIN)/python examples/demo.py
@@ -14,6 +14,11 @@ bench: $(INSTALLED)
 
 bench-quick: $(INSTALLED)
 	$(BIN)/python benchmarks/bench.py --quick
+
+# Images: make reproduce DATA_DIR=/path/to/folder-or-tar; further flags of the driver in FLAGS.
+GRID ?= benchmarks/grids/$(if $(DATA_DIR),methods,digits).yaml
+reproduce: $(INSTALLED)
+	$(BIN)/python benchmarks/reproduce.py $(GRID) $(if $(DATA_DIR),--data-dir $(DATA_DIR)) $(FLAGS)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest

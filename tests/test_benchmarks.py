@@ -4,19 +4,24 @@ import argparse
 import json
 import subprocess
 import sys
+import tarfile
+import time
 
 import pytest
 import timm
 import torch
 import yaml
 from conftest import ROOT
+from PIL import Image
 
+import train
 from timm_synermix import SynerMixTask, intra_class_mix
 
 sys.path.append(str(ROOT / 'benchmarks'))
 import bench
 import naive
 import reproduce
+from measured_train import UnmixedTask
 from measuring import Row, compare, peak_memory
 
 
@@ -99,6 +104,75 @@ def test_a_grid_is_trained_once(grid, image_folder):
     run_grid(grid, image_folder)
     assert weights.stat().st_mtime_ns == written
     assert len(json.loads((folder / 'results.json').read_text())['results']) == 2
+
+
+def test_a_grid_in_a_tar_file_and_in_settings(grid, image_folder, tmp_path):
+    """Each run in each setting; the file is unpacked once; a picture is drawn."""
+    archive = tmp_path / 'images.tar'
+    with tarfile.open(archive, 'w') as file:
+        file.add(image_folder, 'some/folder')
+    content = yaml.safe_load(grid.read_text())
+    content['settings'] = {'beta 0.2': {'synermix_beta': 0.2}, 'beta 0.7': {'synermix_beta': 0.7}}
+    content['runs'] = {'SynerMix': {'synermix': True}, 'no mix': {'synermix': True, 'unmixed': True}}
+    grid.write_text(yaml.safe_dump(content, sort_keys=False))
+    run_grid(grid, archive)
+    folder = grid.parent / 'small'
+    results = json.loads((folder / 'results.json').read_text())['results']
+    names = ['SynerMix, beta 0.2', 'no mix, beta 0.2', 'SynerMix, beta 0.7', 'no mix, beta 0.7']
+    assert [result['run'] for result in results] == names
+    assert len({result['eval_cdnv'] for result in results}) == 4
+    assert all(result['memory_mb'] > 50 and result['seconds'] > 0 for result in results)
+    assert Image.open(folder / 'results.png').width > 500
+    unpacked = folder / 'unpacked' / 'some' / 'folder'
+    written = unpacked.stat().st_mtime_ns
+    run_grid(grid, archive)
+    assert unpacked.stat().st_mtime_ns == written
+
+
+def test_a_grid_ends_in_time(grid, image_folder):
+    """A run that takes too long is stopped, and goes on in the next call."""
+    content = yaml.safe_load(grid.read_text())
+    content['train']['epochs'] = 100000
+    content['runs'] = {'long': {}}
+    grid.write_text(yaml.safe_dump(content))
+    start = time.time()
+    text = run_grid(grid, image_folder, '--budget-minutes', '0.3')
+    assert time.time() - start < 60
+    assert 'Left out, as the time was up (start again to go on): long, seed 1 (stopped on the way).' in text
+    assert 'Interrupted.' in (grid.parent / 'small' / 'long-1.log').read_text()
+    assert not (grid.parent / 'small' / 'long-1.json').exists()
+
+
+def test_unmixed_is_the_loss_of_each_clean_image():
+    torch.manual_seed(0)
+    model = timm.create_model('test_resnet', num_classes=6).eval()
+    input, target = torch.randn(10, 3, 32, 32), torch.tensor([4, 0, 4, 2, 4])
+    losses = UnmixedTask(model, criterion_kwargs=dict(smoothing=0.0), beta=0.3, verbose=False)(input, target)
+    expected = [torch.nn.functional.cross_entropy(model(input[part]), target) for part in (slice(5), slice(5, 10))]
+    torch.testing.assert_close(losses['intra_loss'], expected[0])
+    torch.testing.assert_close(losses['loss'], 0.3 * expected[0] + 0.7 * expected[1])
+
+
+@pytest.mark.parametrize(
+    ('flags', 'message'),
+    [
+        ([], '--data-dir must name the images of'),
+        (['--data-dir', '/nowhere'], '--data-dir must be a folder or tar file that exists, got /nowhere'),
+    ],
+)
+def test_a_grid_needs_images(grid, flags, message):
+    command = [sys.executable, ROOT / 'benchmarks' / 'reproduce.py', grid, '--output', grid.parent, *flags]
+    process = subprocess.run(command, capture_output=True, text=True)
+    assert process.returncode == 2
+    assert message in process.stderr
+
+
+@pytest.mark.parametrize('path', sorted((ROOT / 'benchmarks' / 'grids').glob('*.yaml')), ids=lambda path: path.stem)
+def test_the_grids_have_flags_of_train_py(path):
+    args = argparse.Namespace(data_dir=None, device='cpu')
+    known = {action.dest for action in train.parser._actions} | {'unmixed'}
+    for name, flags in reproduce.Grid(path, args).flags.items():
+        assert flags.keys() <= known, name
 
 
 def test_a_grid_refuses_results_of_another(grid, image_folder):

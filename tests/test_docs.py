@@ -1,15 +1,28 @@
 """The code in the documentation runs."""
 
 import argparse
+import importlib
 import re
 
+import matplotlib
+import numpy as np
 import pytest
 import timm
 import torch
 from conftest import ROOT
+from PIL import Image
 from timm.data import resolve_data_config
+from torch.utils.data import DistributedSampler
 
-from timm_synermix import SynerMixTask, add_manifold_mixup_args, add_synermix_args, create_synermix_loader
+from timm_synermix import (
+    SupplementBatchSampler,
+    SynerMixTask,
+    add_manifold_mixup_args,
+    add_synermix_args,
+    create_synermix_loader,
+    intra_class_weight,
+)
+from timm_synermix.cli import create_parsers
 from timm_synermix.datasets import create_dataset
 
 
@@ -137,3 +150,135 @@ def test_every_test_that_the_reliability_table_names_exists():
         r'^\| (?!\*\*|exit|case|what|---|\d)(.*)\|$', text.partition('and its test')[2], re.MULTILINE
     ):
         assert '`test_' in row.rpartition('|')[2], row
+
+
+CARD = (ROOT / 'docs/method.md').read_text()
+
+
+@pytest.fixture(scope='module')
+def method_card():
+    """What the code blocks of the method card leave behind, run one after the other."""
+    torch.manual_seed(0)
+    scope = {}
+    for snippet in snippets('docs/method.md'):
+        exec(snippet, scope)
+        if 'torch.tensor([1.0, 3.0, 0.5])' in snippet:
+            scope['given_draws'] = scope['mixed']
+    return scope
+
+
+def rows_of_table(text, first_cell):
+    """The cells of the rows below the header that begins with a cell, without backticks."""
+    (table,) = re.findall(rf'^\| {re.escape(first_cell)} \|.*\n\|[- |]+\|\n((?:\|.*\n)+)', text, re.MULTILINE)
+    return [[cell.strip().replace('`', '') for cell in row.strip('|').split('|')] for row in table.splitlines()]
+
+
+def test_method_card_code(method_card):
+    torch.testing.assert_close(method_card['given_draws'], torch.tensor([[1.0, 1.0], [3.0, 0.0]]))
+    assert method_card['mixed_target'].tolist() == [0, 3, 5, 9, -100, -100, -100, -100]
+    torch.testing.assert_close(
+        method_card['loss'], 0.1 * method_card['intra_loss'] + 0.9 * method_card['inter_loss'], rtol=0, atol=1e-6
+    )
+    assert method_card['task'].beta == 0.1
+    assert method_card['task'].num_batches == 23  # 22 of the digits, and the one in parts
+    assert all(p.grad.isfinite().all() for p in method_card['model'].parameters())
+
+
+def test_method_card_names_what_exists():
+    modules = {path.stem for path in (ROOT / 'timm_synermix').glob('*.py')}
+    in_table = set()
+    for step, _, where in rows_of_table(CARD, 'step'):
+        names = re.findall(r'\b(\w+)\.(\w+)', where)
+        assert names, step
+        in_table.update(names)
+    assert len(in_table) > 9
+    names = in_table | {
+        (module, name) for module, name in re.findall(r'`(\w+)\.(\w+)', CARD) if module in modules and name != 'py'
+    }
+    for module, name in names:
+        assert hasattr(importlib.import_module(f'timm_synermix.{module}'), name), (module, name)
+
+
+def test_method_card_knows_the_flags_and_their_defaults():
+    _, parser = create_parsers()
+    actions = {option: action for action in parser._actions for option in action.option_strings}
+    of_other_scripts = {'--seeds', '--jobs'}
+    assert set(re.findall(r'(?<![\w-])--[a-z][a-z-]+', CARD)) - of_other_scripts <= actions.keys()
+    documented = {}
+    for flags, default, *_ in rows_of_table(CARD, 'flag'):
+        for option in flags.split(', '):
+            documented[option] = default
+            expected = actions[option].default
+            if expected is not None and expected is not False:
+                assert default.split(',')[0] == str(expected), option
+    synermix = argparse.ArgumentParser(add_help=False)
+    add_synermix_args(synermix)
+    add_manifold_mixup_args(synermix)
+    missing = {action.option_strings[0] for action in synermix._actions} - documented.keys()
+    assert missing == {'--synermix'}
+
+
+def test_method_card_numbers_of_a_batch(method_card):
+    rows = rows_of_table(CARD, 'classes C')
+    assert [(int(c), int(b)) for c, b, *_ in rows] == [(c, b) for c in (10, 100, 1000) for b in (64, 128, 256, 1024)]
+    generator = np.random.default_rng(0)
+    for row in rows:
+        num_classes, batch_size = int(row[0]), int(row[1])
+        present, per_class, lone = method_card['per_batch'](batch_size, num_classes)
+        written = [f'{present:.1f}', f'{per_class:.2f}', f'{lone:.1f}', f'{100 * lone / batch_size:.0f} %']
+        assert row[2:] == written, row
+        counts = generator.multinomial(batch_size, [1 / num_classes] * num_classes, size=400)
+        assert (counts > 0).sum(1).mean() == pytest.approx(present, rel=0.02)
+        assert (counts == 1).sum(1).mean() == pytest.approx(lone, rel=0.04, abs=0.1)
+    targets = np.repeat(np.arange(100), 50)
+    sampler = SupplementBatchSampler(DistributedSampler(targets, num_replicas=1, rank=0), targets, 128)
+    assert f'{sampler.expected_supplements():.1f}' == next(row[4] for row in rows if row[:2] == ['100', '128'])
+
+
+def test_method_card_deviation_of_a_mix():
+    (header,) = re.findall(r'^\| images n (.*)\|$', CARD, re.MULTILINE)
+    (deviations,) = rows_of_table(CARD, 'images n | ' + ' | '.join(header.strip('| ').split(' | ')))
+    generator = torch.Generator().manual_seed(0)
+    for n, deviation in zip(header.strip('| ').split(' | '), deviations[1:]):
+        target = torch.arange(5000).repeat_interleave(int(n))
+        weight = intra_class_weight(target, generator=generator).view(5000, int(n))
+        assert weight.square().sum(1).mean().sqrt().item() == pytest.approx(float(deviation), abs=0.01), n
+
+
+def test_method_card_has_the_figures_of_the_benchmarks():
+    benchmarks = (ROOT / 'docs/benchmarks.md').read_text()
+    measured = {row[0]: row for row in rows_of_table(benchmarks, 'run')}
+    rows = rows_of_table(CARD, 'run')
+    assert len(rows) == len(measured)
+    for name, _, step, top1 in rows:
+        assert [step, top1] == [measured[name][1], measured[name][3]], name
+    nc1 = [measured[name][6].split(' ')[0] for name in ('SynerMix', 'MixUp', 'none')]
+    assert '{}, {} and {}'.format(*nc1) in CARD
+
+
+def test_method_card_names_tests_that_exist():
+    tests = ''.join(path.read_text() for path in (ROOT / 'tests').glob('test_*.py'))
+    rows = rows_of_table(CARD, "[the paper's code](https://github.com/wxitxy/synermix)")
+    assert len(rows) > 9
+    for row in rows:
+        assert f'def {row[-1]}(' in tests, row
+
+
+def test_method_card_links_to_headings_that_exist():
+    for path, heading in re.findall(r'\]\((?!http)([^)#]*)#([^)]+)\)', CARD):
+        text = (ROOT / 'docs' / path).read_text() if path else CARD
+        headings = re.findall(r'^#+ (.*)$', text, re.MULTILINE)
+        assert heading in {re.sub(r'[^\w -]', '', h).lower().replace(' ', '-') for h in headings}, heading
+
+
+def test_method_figure(tmp_path, monkeypatch):
+    matplotlib.use('agg')
+    monkeypatch.syspath_prepend(ROOT / 'examples')
+    draw = importlib.import_module('method_figure').draw
+    draw(tmp_path / 'method.png')
+    committed = ROOT / 'docs/images/method.png'
+    assert committed.stat().st_size < 150_000
+    with Image.open(tmp_path / 'method.png') as drawn, Image.open(committed) as image:
+        assert drawn.size == image.size == (1600, 784)
+        images = [np.asarray(part.convert('L'), dtype=float) for part in (drawn, image)]
+    assert np.abs(images[0] - images[1]).mean() < 2  # of 255; other versions of matplotlib may place text otherwise
