@@ -3,7 +3,8 @@
 
     python benchmarks/reproduce.py benchmarks/grids/methods.yaml --data-dir DIR --seeds 0 1 2 --jobs 2
 
-DIR is an image folder with train/ and validation/, or a tar file of one. A grid is a YAML file:
+DIR is an image folder with train/ and validation/, or a tar file of one. What follows ` -- ` goes to every train.py, as
+`-- --pretrained-path FILE`. A grid is a YAML file:
 
     train: {flags of all runs}
     runs: {name: {flags of this one}, ...}
@@ -69,7 +70,8 @@ class Grid:
 
     def setting(self, name: str) -> dict[str, Any]:
         """What a result is of: one of other flags or data is not taken for it."""
-        return dict(flags=self.flags[name], data=str(self.args.data_dir), device=self.args.device, part=self.part)
+        flags = dict(flags=self.flags[name], more=self.args.more)
+        return dict(**flags, data=str(self.args.data_dir), device=self.args.device, part=self.part)
 
 
 def main() -> None:
@@ -81,7 +83,10 @@ def main() -> None:
     parser.add_argument('--jobs', type=int, default=1, help='runs at once; they share the cores, or the GPU')
     parser.add_argument('--budget-minutes', type=float, help='stop after this time; says what is left out')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu', help='cpu or cuda')
-    args = parser.parse_args()
+    argv = sys.argv[1:]
+    split = argv.index('--') if '--' in argv else len(argv)
+    args = parser.parse_args(argv[:split])
+    args.more = argv[split + 1 :]
 
     grid = Grid(args.grid, args)
     if args.data_dir is None and 'dataset' not in grid.content['train']:
@@ -108,8 +113,7 @@ def main() -> None:
         """Train, unless that is done; returns what is left out."""
         if (name, seed) in results:
             return None
-        longest = max((result.get('seconds', 0.0) for result in list(results.values())), default=0.0)
-        if failed.is_set() or (end is not None and time.time() + longest > end):
+        if failed.is_set() or (end is not None and time.time() + expected_seconds(name, list(results.values())) > end):
             return f'{name}, seed {seed}'
         try:
             metrics = train(folder, data, grid.flags[name], name, seed, args, end)
@@ -131,6 +135,14 @@ def main() -> None:
         write(folder, grid, args, [results[item] for item in runs if item in results])
     if left_out:
         print(f'Left out, as the time was up (start again to go on): {"; ".join(left_out)}.')
+
+
+def expected_seconds(name: str, results: list[dict[str, Any]]) -> float:
+    """As many as the run took with other seeds; at least as many as the shortest one took."""
+    seconds = values_of(name, 'seconds', results)
+    return (
+        max(seconds) if seconds else min((result['seconds'] for result in results if 'seconds' in result), default=0.0)
+    )
 
 
 def slug(name: str) -> str:
@@ -190,6 +202,7 @@ def train(
     if data is not None:
         num_classes = sum(path.is_dir() for path in (data / 'train').iterdir())
         command += ['--data-dir', data, '--num-classes', num_classes]
+    command += args.more
     threads = max(1, (os.cpu_count() or 1) // args.jobs)
     start = time.time()
     with open(folder / f'{experiment}.log', 'a') as log:

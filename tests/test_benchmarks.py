@@ -169,7 +169,7 @@ def test_a_grid_needs_images(grid, flags, message):
 
 @pytest.mark.parametrize('path', sorted((ROOT / 'benchmarks' / 'grids').glob('*.yaml')), ids=lambda path: path.stem)
 def test_the_grids_have_flags_of_train_py(path):
-    args = argparse.Namespace(data_dir=None, device='cpu')
+    args = argparse.Namespace(data_dir=None, device='cpu', more=[])
     known = {action.dest for action in train.parser._actions} | {'unmixed'}
     for name, flags in reproduce.Grid(path, args).flags.items():
         assert flags.keys() <= known, name

@@ -310,6 +310,7 @@ def test_digits():
     ('name', 'root', 'message'),
     [
         ('', None, '--data-dir must name the folder'),
+        ('torch/cifar100', None, '--data-dir must name the folder of torch/cifar100, got none'),
         ('', '/nowhere/at/all', "--data-dir must be a folder or tar file that exists, got '/nowhere/at/all'"),
         ('', '{empty}', '--data-dir: there are no images'),
         ('sklearn/faces', None, "there is only 'sklearn/digits'"),

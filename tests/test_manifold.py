@@ -31,7 +31,7 @@ def test_default_layers_of_families_are_exact(name):
     assert check_manifold_mixup(*create(name)) == FAMILIES[name]
 
 
-def test_swin_has_the_layers_of_the_paper_s_code():
+def test_swin_mixes_after_its_first_two_stages():
     model = timm.create_model('swin_tiny_patch4_window7_224', img_size=56, num_classes=7)
     assert ManifoldMixup(model, 7, (3, 56, 56)).layers == ['input', 'layers.0', 'layers.1']
 

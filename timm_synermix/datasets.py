@@ -120,8 +120,10 @@ def _create_dataset(name: str, root: str | None, split: str, **kwargs: Any) -> A
         )
     if name.lower().startswith('sklearn/'):
         raise ValueError(f"--dataset: of scikit-learn there is only 'sklearn/digits', got '{name}'.")
-    if '/' not in name:  # an image folder or tar; other kinds know by themselves where their data are
+    if '/' not in name:  # an image folder or tar
         _check_folder(root, split)
+    elif name.lower().startswith('torch/') and not root:
+        raise ValueError(f'--data-dir must name the folder of {name}, got none.')
     try:
         return timm_data.create_dataset(name, root=root, split=split, **kwargs)
     except RuntimeError as error:

@@ -55,7 +55,8 @@ class ManifoldMixup:
             mixed, or a hidden layer is asked for with gradient checkpointing, which computes it a second time, outside
             the forward.
 
-    Source: Manifold MixUp (Verma et al., arXiv 1806.05236); layers as in SynerMix's code.
+    Source: Manifold MixUp (Verma et al., arXiv 1806.05236); layers as in SynerMix's code for ResNets. For Swin
+    and MobileNetV3 that has others, and mixes the images in half of the batches.
     """
 
     def __init__(
@@ -174,8 +175,8 @@ def mix_with_flip(output: Any, lam: Tensor, batch_size: int, first_row: int = 0)
 def default_layers(probe: LayerProbe) -> list[str]:
     """The input, and the layers at a quarter and at half of the model's depth, counted in its `feature_info`.
 
-    For a ResNet these are the input, layer1 and layer2, for a Swin Transformer the input and the first two stages: the
-    choice of SynerMix's code. Where that entry cannot be mixed the one before it is taken, then one of the model's
+    For a ResNet these are the input, layer1 and layer2, the choice of SynerMix's code; for a Swin Transformer the input
+    and the first two stages. Where that entry cannot be mixed the one before it is taken, then one of the model's
     blocks that `feature_info` does not list; the input alone is left, with a warning, if there is none.
     """
     found = [INPUT]
