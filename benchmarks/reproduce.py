@@ -18,11 +18,11 @@ results.md, results.png and results.json, of the last epoch of each run, not of 
 import argparse
 import csv
 import json
+import math
 import os
 import platform
 import shutil
 import signal
-import statistics
 import subprocess
 import sys
 import tarfile
@@ -36,42 +36,198 @@ from typing import Any
 
 import torch
 import yaml
+from tables import COLUMNS, draw, table, values_of
+
+from timm_synermix.files import replacing
 
 ROOT = Path(__file__).resolve().parents[1]
-COLUMNS = {
-    'eval_top1': 'top-1 %',
-    'eval_cosine_cohesion': 'cosine cohesion',
-    'eval_cdnv': 'CDNV',
-    'eval_nc1': 'NC1',
-    'eval_silhouette': 'silhouette',
-    'seconds': 'seconds',
-    'memory_mb': 'memory, MB',
-}
 
 
 class Grid:
-    """The runs of a grid, and what a result is of.
+    """The runs of a grid.
 
     Args:
         path: YAML file.
-        args: Flags of the driver.
+
+    Raises:
+        ValueError: The file is no grid, two runs have one name for their files, or a setting hides a run's flag.
     """
 
-    def __init__(self, path: Path, args: argparse.Namespace) -> None:
+    def __init__(self, path: Path) -> None:
         self.content = yaml.safe_load(path.read_text())
+        if not isinstance(self.content, dict) or not {'train', 'runs'} <= self.content.keys():
+            raise ValueError(f"{path} must be a mapping with 'train' and 'runs'")
         self.part = {key: self.content.get(key) for key in ('classes', 'images_per_class')}
-        self.args = args
         self.flags: dict[str, dict[str, Any]] = {}
-        settings = self.content.get('settings') or {'': {}}
-        for setting, setting_flags in settings.items():
+        for setting, setting_flags in (self.content.get('settings') or {'': {}}).items():
             for run, flags in self.content['runs'].items():
                 name = f'{run}, {setting}' if setting else run
+                if hidden := flags.keys() & setting_flags.keys():
+                    raise ValueError(f'{path}: {name} has {", ".join(hidden)} of the run and of the setting')
+                if slug(name) in map(slug, self.flags) or '/' in name:
+                    raise ValueError(f'{path}: the files of a run are named {slug(name)}, which must be one of a kind')
                 self.flags[name] = {**self.content['train'], **flags, **setting_flags}
 
+
+class Driver:
+    """Trains the runs of a grid.
+
+    Args:
+        grid: The grid.
+        args: Flags of the driver.
+        data: The images; None if the grid's data set has them.
+    """
+
+    def __init__(self, grid: Grid, args: argparse.Namespace, data: Path | None) -> None:
+        self.grid, self.args, self.data = grid, args, data
+        self.folder = args.output / args.grid.stem
+        self.started = time.time()
+        self.end = math.inf if args.budget_minutes is None else self.started + 60 * args.budget_minutes
+        self.items = [(name, seed) for seed in args.seeds for name in grid.flags]
+        self.results: dict[tuple[str, int], dict[str, Any]] = {}
+        self.left_out: list[str] = []
+        self.running: set[subprocess.Popen] = set()
+        self.stopping = threading.Event()
+        for item in self.items:
+            path = self.path(*item, 'json')
+            if path.exists():
+                self.results[item] = json.loads(path.read_text())
+                if self.results[item]['setting'] != self.setting(item[0]):
+                    raise ValueError(f'{path} is of other flags or data; remove it, or take another --output')
+
+    def path(self, name: str, seed: int, suffix: str = '') -> Path:
+        """The folder of a run, or a file beside it."""
+        return self.folder / f'{slug(name)}-{seed}{suffix and "."}{suffix}'
+
     def setting(self, name: str) -> dict[str, Any]:
-        """What a result is of: one of other flags or data is not taken for it."""
-        flags = dict(flags=self.flags[name], more=self.args.more)
-        return dict(**flags, data=str(self.args.data_dir), device=self.args.device, part=self.part)
+        """What a result is of."""
+        return dict(
+            flags=self.grid.flags[name],
+            more=self.args.more,
+            data=str(self.args.data_dir),
+            device=self.args.device,
+            part=self.grid.part,
+        )
+
+    def run_all(self) -> None:
+        """Train what is not there yet, several runs at once, until the time is up."""
+        with ThreadPoolExecutor(self.args.jobs) as pool:
+            try:
+                list(pool.map(lambda item: self.run(*item), self.items))
+            except KeyboardInterrupt:
+                self.stopping.set()
+                for process in list(self.running):  # each saves where it is
+                    process.terminate()
+                raise
+            except BaseException:
+                self.stopping.set()  # what runs goes on to its end, nothing else begins
+                raise
+
+    def run(self, name: str, seed: int) -> None:
+        if (name, seed) in self.results:
+            return
+        if self.stopping.is_set() or time.time() + self.expected_seconds(name) > self.end:
+            self.left_out.append(f'{name}, seed {seed}')
+            return
+        try:
+            metrics = self.train(name, seed)
+        except BaseException:
+            self.stopping.set()
+            raise
+        if metrics is None:
+            self.left_out.append(f'{name}, seed {seed} (stopped on the way)')
+            return
+        about = dict(setting=self.setting(name), date=str(date.today()), jobs=self.args.jobs)
+        self.results[name, seed] = {'run': name, 'seed': seed, **metrics, **about}
+        with replacing(str(self.path(name, seed, 'json'))) as path:
+            Path(path).write_text(json.dumps(self.results[name, seed]))
+        seconds = time.time() - self.started
+        print(f'{seconds:6.0f} s  {name}, seed {seed}: top-1 {metrics["eval_top1"]:.2f}', flush=True)
+
+    def expected_seconds(self, name: str) -> float:
+        """As many as the run took with other seeds; at least as many as the shortest one took."""
+        results = list(self.results.values())
+        seconds = values_of(name, 'seconds', results)
+        others = [result['seconds'] for result in results if 'seconds' in result]
+        return max(seconds) if seconds else min(others, default=0.0)
+
+    def train(self, name: str, seed: int) -> dict[str, float] | None:
+        """One run of train.py: its last row, its seconds, and the most memory of its last part.
+
+        None if it was stopped; it has saved where it is then.
+        """
+        folder, config, memory = (self.path(name, seed, suffix) for suffix in ('', 'yaml', 'memory'))
+        flags = dict(self.grid.flags[name])
+        unmixed = flags.pop('unmixed', False)
+        text = yaml.safe_dump(flags)
+        if folder.exists() and config.exists() and config.read_text() != text:
+            raise RuntimeError(f'{folder} is a run of other flags; remove it, or take another --output')
+        config.write_text(text)
+        command = [sys.executable, ROOT / 'benchmarks' / 'measured_train.py', memory, '--config', config]
+        command += ['--seed', seed, '--device', self.args.device, '--output', self.folder, '--experiment', folder.name]
+        command += ['--checkpoint-hist', 1, '--resume', 'auto', '--recovery-interval', 200]
+        command += ['--unmixed'] if unmixed else []
+        if self.data is not None:
+            num_classes = sum(path.is_dir() for path in (self.data / 'train').iterdir())
+            command += ['--data-dir', self.data, '--num-classes', num_classes]
+        command += self.args.more
+        spent = self.path(name, seed, 'seconds')  # of all its parts; nan if one was killed
+        before = float(spent.read_text()) if spent.exists() else 0.0
+        spent.write_text('nan')
+        start = time.time()
+        status = self.wait(command, self.path(name, seed, 'log'))
+        seconds = before + time.time() - start
+        spent.write_text(str(seconds))
+        if status is None:
+            return None
+        if status:
+            raise RuntimeError(f'{name}, seed {seed} failed: see {self.path(name, seed, "log")}')
+        with open(folder / 'summary.csv') as file:
+            *_, last = csv.DictReader(file)
+        row = {column: float(last[column]) for column in COLUMNS if last.get(column)}
+        return {**row, **({} if math.isnan(seconds) else {'seconds': seconds}), **json.loads(memory.read_text())}
+
+    def wait(self, command: list[Any], log: Path) -> int | None:
+        """The exit status of a command; None if it was stopped, as the time was up or the driver was interrupted."""
+        threads = max(1, (os.cpu_count() or 1) // self.args.jobs)
+        with open(log, 'a') as file:
+            process = subprocess.Popen(
+                [str(part) for part in command],
+                stdout=file,
+                stderr=file,
+                env={**os.environ, 'OMP_NUM_THREADS': str(threads)},
+                start_new_session=True,  # a Ctrl-C reaches it through the driver alone
+            )
+        self.running.add(process)
+        stopped = False
+        try:
+            process.wait(None if self.end == math.inf else max(1.0, self.end - time.time()))
+        except subprocess.TimeoutExpired:
+            stopped = True
+            process.terminate()
+            process.wait()
+        self.running.discard(process)
+        return None if process.returncode and (stopped or self.stopping.is_set()) else process.returncode
+
+    def write(self) -> None:
+        """results.json, results.md and results.png; prints the table."""
+        results = [self.results[item] for item in self.items if item in self.results]
+        left_out = f'Left out (start again to go on): {"; ".join(self.left_out)}.\n' if self.left_out else ''
+        names, about = list(self.grid.flags), self.about()
+        content = {'grid': self.grid.content, 'about': about, 'results': results}
+        (self.folder / 'results.json').write_text(json.dumps(content, indent=1))
+        text = f'{table(names, results)}\n{left_out}'
+        (self.folder / 'results.md').write_text(f'{about}\n\n{text}')
+        if results:
+            draw(names, results, self.folder / 'results.png')
+        print(text)
+
+    def about(self) -> str:
+        args = self.args
+        versions = ', '.join(f'{name} {version(name)}' for name in ('torch', 'timm', 'timm-synermix'))
+        device = torch.cuda.get_device_name() if args.device == 'cuda' else f'{os.cpu_count()} CPU cores'
+        python = platform.python_version()
+        return f'{date.today()}, {device}, {args.jobs} runs at once, Python {python}, {versions}'
 
 
 def main() -> None:
@@ -87,199 +243,71 @@ def main() -> None:
     split = argv.index('--') if '--' in argv else len(argv)
     args = parser.parse_args(argv[:split])
     args.more = argv[split + 1 :]
-
-    grid = Grid(args.grid, args)
-    if args.data_dir is None and 'dataset' not in grid.content['train']:
-        parser.error(f'--data-dir must name the images of {args.grid}')
-    if args.data_dir is not None and not args.data_dir.exists():
-        parser.error(f'--data-dir must be a folder or tar file that exists, got {args.data_dir}')
-    folder = args.output / args.grid.stem
-    folder.mkdir(parents=True, exist_ok=True)
-    runs = [(name, seed) for seed in args.seeds for name in grid.flags]
-    results = {
-        item: json.loads(result_file(folder, *item).read_text()) for item in runs if result_file(folder, *item).exists()
-    }
-    for (name, seed), result in results.items():
-        if result['setting'] != grid.setting(name):
-            other = result_file(folder, name, seed)
-            parser.error(f'{other} is of other flags or data; remove it, or take another --output')
-
-    data = prepare_data(args.data_dir, folder, grid.part)
-    started = time.time()
-    end = started + 60 * args.budget_minutes if args.budget_minutes else None
-    failed = threading.Event()
-
-    def run(name: str, seed: int) -> str | None:
-        """Train, unless that is done; returns what is left out."""
-        if (name, seed) in results:
-            return None
-        if failed.is_set() or (end is not None and time.time() + expected_seconds(name, list(results.values())) > end):
-            return f'{name}, seed {seed}'
-        try:
-            metrics = train(folder, data, grid.flags[name], name, seed, args, end)
-        except BaseException:
-            failed.set()
-            raise
-        if metrics is None:
-            return f'{name}, seed {seed} (stopped on the way)'
-        results[name, seed] = {'run': name, 'seed': seed, **metrics, 'setting': grid.setting(name)}
-        result_file(folder, name, seed).write_text(json.dumps(results[name, seed]))
-        print(f'{time.time() - started:6.0f} s  {name}, seed {seed}: top-1 {metrics["eval_top1"]:.2f}', flush=True)
-        return None
-
+    if args.jobs < 1:
+        parser.error(f'--jobs must be at least 1, got {args.jobs}')
+    if len(set(args.seeds)) < len(args.seeds):
+        parser.error(f'--seeds must differ, got {args.seeds}')
+    if args.data_dir is not None:
+        if not args.data_dir.exists():
+            parser.error(f'--data-dir must be a folder or tar file that exists, got {args.data_dir}')
+        args.data_dir = args.data_dir.resolve()
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, signal.default_int_handler)
     try:
-        with ThreadPoolExecutor(args.jobs) as pool:
-            left_out = [name for name in pool.map(lambda item: run(*item), runs) if name]
-    finally:  # also after Ctrl-C, which ends the runs too, or when one has failed
-        failed.set()
-        write(folder, grid, args, [results[item] for item in runs if item in results])
-    if left_out:
-        print(f'Left out, as the time was up (start again to go on): {"; ".join(left_out)}.')
-
-
-def expected_seconds(name: str, results: list[dict[str, Any]]) -> float:
-    """As many as the run took with other seeds; at least as many as the shortest one took."""
-    seconds = values_of(name, 'seconds', results)
-    return (
-        max(seconds) if seconds else min((result['seconds'] for result in results if 'seconds' in result), default=0.0)
-    )
+        grid = Grid(args.grid)
+        if args.data_dir is None and 'dataset' not in grid.content['train']:
+            parser.error(f'--data-dir must name the images of {args.grid}')
+        folder = args.output / args.grid.stem
+        folder.mkdir(parents=True, exist_ok=True)
+        driver = Driver(grid, args, prepare_data(args.data_dir, folder, grid.part))
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    try:
+        driver.run_all()
+    except KeyboardInterrupt:
+        print('Interrupted. Start again to go on.')
+        sys.exit(130)
+    finally:
+        driver.write()
 
 
 def slug(name: str) -> str:
     return name.lower().replace(', ', '-').replace(' ', '_')
 
 
-def result_file(folder: Path, name: str, seed: int) -> Path:
-    return folder / f'{slug(name)}-{seed}.json'
-
-
 def prepare_data(data: Path | None, folder: Path, part: dict[str, int | None]) -> Path | None:
-    """The images as a folder: a tar file is unpacked once, a part of the data is a folder of links."""
-    if data is not None and data.is_file():
-        unpacked = folder / 'unpacked'
-        if not unpacked.exists():
+    """The images as a folder: a tar file is unpacked once, a part of the data is a folder of links.
+
+    Raises:
+        ValueError: There is no train/ with validation/ beside it.
+    """
+    if data is None:
+        return None
+    root = data
+    if data.is_file():
+        root = folder / f'{data.name}-{data.stat().st_mtime_ns}'
+        if not root.exists():
             print(f'Unpacking {data} ...', flush=True)
-            partly = folder / 'unpacked.partly'
+            partly = folder / 'unpacking'
             shutil.rmtree(partly, ignore_errors=True)
             with tarfile.open(data) as file:
                 file.extractall(partly, filter='data')
-            partly.rename(unpacked)
-        data = next(path.parent for path in sorted(unpacked.glob('**/train')))
-    if data is None or not any(part.values()):
-        return data
+            partly.rename(root)
+    depths = ('train', '*/train', '*/*/train')  # a class may be named train too
+    found = (path.parent for depth in depths for path in root.glob(depth) if (path.parent / 'validation').is_dir())
+    root = next(found, root)
+    if not (root / 'train').is_dir() or not (root / 'validation').is_dir():
+        raise ValueError(f'--data-dir must have train/ and validation/, got {data}')
+    if not any(part.values()):
+        return root
     links = folder / 'data'
     shutil.rmtree(links, ignore_errors=True)  # those of another part
     for split in ('train', 'validation'):
-        for source in sorted(path for path in (data / split).iterdir() if path.is_dir())[: part['classes']]:
+        for source in sorted(path for path in (root / split).iterdir() if path.is_dir())[: part['classes']]:
             (links / split / source.name).mkdir(parents=True)
             for image in sorted(source.iterdir())[: part['images_per_class'] if split == 'train' else None]:
                 (links / split / source.name / image.name).symlink_to(image.resolve())
     return links
-
-
-def train(
-    folder: Path,
-    data: Path | None,
-    flags: dict[str, Any],
-    name: str,
-    seed: int,
-    args: argparse.Namespace,
-    end: float | None,
-) -> dict[str, float] | None:
-    """One run of train.py: its last row, the most memory it had, and its seconds unless it was resumed.
-
-    None if it had to be stopped at the time `end`; it has saved where it is then.
-    """
-    experiment = f'{slug(name)}-{seed}'
-    resumed = (folder / experiment).exists()
-    config, memory = folder / f'{experiment}.yaml', folder / f'{experiment}.memory'
-    config.write_text(yaml.safe_dump({key: value for key, value in flags.items() if key != 'unmixed'}))
-    command = [sys.executable, ROOT / 'benchmarks' / 'measured_train.py', memory, '--config', config, '--seed', seed]
-    command += ['--device', args.device, '--output', folder, '--experiment', experiment, '--checkpoint-hist', 1]
-    command += ['--resume', 'auto', '--recovery-interval', 200]
-    if flags.get('unmixed'):
-        command.append('--unmixed')
-    if data is not None:
-        num_classes = sum(path.is_dir() for path in (data / 'train').iterdir())
-        command += ['--data-dir', data, '--num-classes', num_classes]
-    command += args.more
-    threads = max(1, (os.cpu_count() or 1) // args.jobs)
-    start = time.time()
-    with open(folder / f'{experiment}.log', 'a') as log:
-        process = subprocess.Popen(
-            [str(part) for part in command], stdout=log, stderr=log, env={**os.environ, 'OMP_NUM_THREADS': str(threads)}
-        )
-        try:
-            status = process.wait(None if end is None else max(1.0, end - time.time()))
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGTERM)
-            process.wait()
-            return None
-    if status:
-        raise RuntimeError(f'{name}, seed {seed} failed: see {folder / f"{experiment}.log"}')
-    with open(folder / experiment / 'summary.csv') as file:
-        *_, last = csv.DictReader(file)
-    row = {column: float(last[column]) for column in COLUMNS if last.get(column)}
-    seconds = {} if resumed else {'seconds': time.time() - start}
-    return {**row, **seconds, **json.loads(memory.read_text())}
-
-
-def write(folder: Path, grid: Grid, args: argparse.Namespace, results: list[dict[str, Any]]) -> None:
-    (folder / 'results.json').write_text(
-        json.dumps({'grid': grid.content, 'about': about(args), 'results': results}, indent=1)
-    )
-    text = table(list(grid.flags), results)
-    (folder / 'results.md').write_text(f'{about(args)}\n\n{text}')
-    if results:
-        draw(list(grid.flags), results, folder / 'results.png')
-    print(text)
-
-
-def about(args: argparse.Namespace) -> str:
-    versions = ', '.join(f'{name} {version(name)}' for name in ('torch', 'timm', 'timm-synermix'))
-    device = torch.cuda.get_device_name() if args.device == 'cuda' else f'{os.cpu_count()} CPU cores'
-    jobs = f'{args.jobs} runs at once'
-    return f'{date.today()}, {device}, {jobs}, Python {platform.python_version()}, {versions}, {len(args.seeds)} seeds'
-
-
-def values_of(name: str, column: str, results: list[dict[str, Any]]) -> list[float]:
-    return [result[column] for result in results if result['run'] == name and column in result]
-
-
-def table(names: list[str], results: list[dict[str, Any]]) -> str:
-    """Mean and standard deviation over the seeds, a row for each run."""
-    lines = ['| run | seeds | ' + ' | '.join(COLUMNS.values()) + ' |', '| --- ' * (len(COLUMNS) + 2) + '|']
-    for name in names:
-        cells = [name, str(len(values_of(name, 'eval_top1', results)))]
-        for column in COLUMNS:
-            values = values_of(name, column, results)
-            spread = f' ± {statistics.stdev(values):.2g}' if len(values) > 1 else ''
-            cells.append(f'{statistics.mean(values):.4g}{spread}' if values else '-')
-        lines.append('| ' + ' | '.join(cells) + ' |')
-    return '\n'.join(lines) + '\n'
-
-
-def draw(names: list[str], results: list[dict[str, Any]], path: Path) -> None:
-    """A panel for each of accuracy, cohesion and time: every seed as a dot, their mean as a line."""
-    from matplotlib.figure import Figure
-
-    names = [name for name in names if values_of(name, 'eval_top1', results)]
-    columns = [
-        c for c in ('eval_top1', 'eval_cosine_cohesion', 'eval_cdnv', 'seconds') if values_of(names[0], c, results)
-    ]
-    figure = Figure(figsize=(3 + 2.6 * len(columns), 0.9 + 0.35 * len(names)), layout='constrained')
-    for axes, column in zip(figure.subplots(1, len(columns), sharey=True, squeeze=False)[0], columns, strict=True):
-        for place, name in enumerate(names):
-            values = values_of(name, column, results)
-            axes.plot(values, [place] * len(values), 'o', color='#0072B2', alpha=0.6, markersize=5)
-            if values:
-                axes.plot([statistics.mean(values)] * 2, [place - 0.3, place + 0.3], color='#D55E00', linewidth=2)
-        axes.set_title(COLUMNS[column], fontsize=10)
-        axes.set_yticks(range(len(names)), names)
-        axes.set_ylim(len(names) - 0.5, -0.5)
-        axes.grid(axis='x', alpha=0.3)
-        axes.spines[['top', 'right']].set_visible(False)
-    figure.savefig(path, dpi=120)
 
 
 if __name__ == '__main__':

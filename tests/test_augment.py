@@ -70,10 +70,15 @@ def test_padded_crop_and_cutout(use_prefetcher, mean):
     assert max(sizes) == 36
 
 
-def test_images_of_another_size_are_resized_first():
+def test_images_of_another_size_keep_their_shape():
+    """They are resized to the shorter side and cropped, so that a square is a square."""
     transform = create_transform(32, is_training=True, hflip=0, color_jitter=0, use_prefetcher=True)
-    crop = add_small_image_augmentation(transform, crop_padding=4)
-    assert np.asarray(crop(colours(50, 40))).shape == (3, 32, 32)
+    image = Image.new('RGB', (128, 64), 'white')
+    image.paste(0, (48, 16, 80, 48))
+    view = np.asarray(add_small_image_augmentation(transform, crop_padding=1)(image))[0]
+    hole = view[1:-1, 1:-1] < 128
+    assert view.shape == (32, 32)
+    assert hole.any(0).sum() == hole.any(1).sum() == 16
 
 
 def test_without_a_random_crop():
@@ -92,7 +97,7 @@ def test_flags(run_train, synermix, monkeypatch):
     """They reach the augmented images of both loaders, and leave the clean ones as they are."""
     lengths = []
     monkeypatch.setattr(Cutout, '__call__', lambda self, image: lengths.append(self.length) or image)
-    run_train('--crop-padding', '4', '--cutout', '16', *synermix)
+    run_train('--crop-padding', '4', '--cutout', '16', '--train-crop-mode', 'rrc', *synermix)
     assert len(lengths) >= 16
     assert set(lengths) == {16}
 
@@ -103,6 +108,7 @@ def test_flags(run_train, synermix, monkeypatch):
         (['--cutout', '-1'], '--cutout must be at least 0, got -1'),
         (['--crop-padding', '4', '--train-crop-mode', 'rkrc'], '--crop-padding and --train-crop-mode cannot be used'),
         (['--cutout', '4', '--aug-splits', '2'], '--cutout and --aug-splits cannot be used together'),
+        (['--cutout', '4', '--no-aug'], '--cutout and --no-aug cannot be used together'),
         (['--in-memory', '--dataset', 'wds/x'], '--in-memory needs a data set that is no stream, got --dataset wds/x'),
     ],
 )

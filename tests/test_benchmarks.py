@@ -1,7 +1,7 @@
 """The benchmarks measure what they say, and the grid driver goes on where it was."""
 
-import argparse
 import json
+import signal
 import subprocess
 import sys
 import tarfile
@@ -21,6 +21,7 @@ sys.path.append(str(ROOT / 'benchmarks'))
 import bench
 import naive
 import reproduce
+import tables
 from measured_train import UnmixedTask
 from measuring import Row, compare, peak_memory
 
@@ -100,7 +101,7 @@ def test_a_grid_is_trained_once(grid, image_folder):
     written = weights.stat().st_mtime_ns
     (folder / 'synermix-fixed-1.json').unlink()  # as if it was killed when all but this was done
     text = run_grid(grid, image_folder, '--budget-minutes', '0.01')
-    assert 'Left out, as the time was up (start again to go on): SynerMix, fixed, seed 1.' in text
+    assert 'Left out (start again to go on): SynerMix, fixed, seed 1.' in text
     run_grid(grid, image_folder)
     assert weights.stat().st_mtime_ns == written
     assert len(json.loads((folder / 'results.json').read_text())['results']) == 2
@@ -123,23 +124,38 @@ def test_a_grid_in_a_tar_file_and_in_settings(grid, image_folder, tmp_path):
     assert len({result['eval_cdnv'] for result in results}) == 4
     assert all(result['memory_mb'] > 50 and result['seconds'] > 0 for result in results)
     assert Image.open(folder / 'results.png').width > 500
-    unpacked = folder / 'unpacked' / 'some' / 'folder'
+    (unpacked,) = folder.glob('images.tar-*/some/folder')
     written = unpacked.stat().st_mtime_ns
     run_grid(grid, archive)
     assert unpacked.stat().st_mtime_ns == written
+    text = (folder / 'results.md').read_text()
+    assert f'torch {torch.__version__.split("+")[0]}' in text
 
 
 def test_a_grid_ends_in_time(grid, image_folder):
-    """A run that takes too long is stopped, and goes on in the next call."""
+    """A run that takes too long is stopped, and goes on in the next call; a signal stops it too."""
     content = yaml.safe_load(grid.read_text())
     content['train']['epochs'] = 100000
     content['runs'] = {'long': {}}
     grid.write_text(yaml.safe_dump(content))
+    log = grid.parent / 'small' / 'long-1.log'
     start = time.time()
     text = run_grid(grid, image_folder, '--budget-minutes', '0.3')
     assert time.time() - start < 60
-    assert 'Left out, as the time was up (start again to go on): long, seed 1 (stopped on the way).' in text
-    assert 'Interrupted.' in (grid.parent / 'small' / 'long-1.log').read_text()
+    assert 'Left out (start again to go on): long, seed 1 (stopped on the way).' in text
+    assert log.read_text().count('Interrupted.') == 1
+    command = [sys.executable, ROOT / 'benchmarks' / 'reproduce.py', grid, '--data-dir', image_folder]
+    command += ['--output', grid.parent, '--seeds', '1']
+    driver = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True)
+    while 'Resum' not in log.read_text().rpartition('Interrupted.')[2]:
+        time.sleep(0.1)
+        assert driver.poll() is None
+    driver.send_signal(signal.SIGTERM)
+    text, _ = driver.communicate(timeout=60)
+    assert driver.returncode == 130
+    assert 'Interrupted. Start again to go on.' in text
+    assert log.read_text().count('Interrupted.') == 2  # and the driver has waited for it
+    assert float((grid.parent / 'small' / 'long-1.seconds').read_text()) > 18
     assert not (grid.parent / 'small' / 'long-1.json').exists()
 
 
@@ -167,11 +183,36 @@ def test_a_grid_needs_images(grid, flags, message):
     assert message in process.stderr
 
 
+@pytest.mark.parametrize(
+    ('content', 'message'),
+    [
+        ({'train': {}}, "must be a mapping with 'train' and 'runs'"),
+        (None, "must be a mapping with 'train' and 'runs'"),
+        ({'train': {}, 'runs': {'A B': {}, 'a_b': {}}}, 'named a_b, which must be one of a kind'),
+        ({'train': {}, 'runs': {'a/b': {}}}, 'named a/b, which must be one of a kind'),
+        ({'train': {}, 'runs': {'a': {'lr': 1}}, 'settings': {'s': {'lr': 2}}}, 'has lr of the run and of the setting'),
+    ],
+)
+def test_a_grid_that_is_none(tmp_path, content, message):
+    (tmp_path / 'grid.yaml').write_text(yaml.safe_dump(content))
+    with pytest.raises(ValueError, match=message):
+        reproduce.Grid(tmp_path / 'grid.yaml')
+
+
+def test_a_class_named_train(tmp_path):
+    for split in ('test', 'train', 'validation'):
+        for name in ('apple', 'train'):
+            (tmp_path / 'x' / split / name).mkdir(parents=True)
+    part = {'classes': None, 'images_per_class': None}
+    assert reproduce.prepare_data(tmp_path, tmp_path / 'out', part) == tmp_path / 'x'
+    with pytest.raises(ValueError, match='--data-dir must have train/ and validation/, got'):
+        reproduce.prepare_data(tmp_path / 'x' / 'test', tmp_path / 'out', part)
+
+
 @pytest.mark.parametrize('path', sorted((ROOT / 'benchmarks' / 'grids').glob('*.yaml')), ids=lambda path: path.stem)
 def test_the_grids_have_flags_of_train_py(path):
-    args = argparse.Namespace(data_dir=None, device='cpu', more=[])
     known = {action.dest for action in train.parser._actions} | {'unmixed'}
-    for name, flags in reproduce.Grid(path, args).flags.items():
+    for name, flags in reproduce.Grid(path).flags.items():
         assert flags.keys() <= known, name
 
 
@@ -211,11 +252,6 @@ def test_peak_memory_is_that_of_the_function():
 
 def test_a_table_has_mean_and_standard_deviation():
     results = [{'run': 'a', 'eval_top1': top1, 'seconds': 10.0} for top1 in (40.0, 42.0)]
-    rows = reproduce.table(['a', 'b'], results).splitlines()
+    rows = tables.table(['a', 'b'], results).splitlines()
     assert rows[2].startswith('| a | 2 | 41 ± 1.4 | - |')
     assert rows[3].startswith('| b | 0 | - |')
-
-
-def test_about_names_versions():
-    text = reproduce.about(argparse.Namespace(device='cpu', jobs=2, seeds=[0]))
-    assert f'torch {torch.__version__.split("+")[0]}' in text

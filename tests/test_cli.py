@@ -167,6 +167,34 @@ def test_a_config_that_is_none(monkeypatch, tmp_path, capsys, text):
     assert '--config: ' in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ('base', 'message'),
+    [
+        ('config.yaml', 'config.yaml is a base of itself'),
+        ('other.yaml', 'cannot read'),
+        (['a.yaml'], "base in .* must be the name of a file, got ['a.yaml']"),
+        ('', "must be the name of a file, got ''"),
+        (False, 'must be the name of a file, got False'),
+    ],
+)
+def test_a_base_that_is_none(monkeypatch, tmp_path, capsys, base, message):
+    with pytest.raises(SystemExit) as error:
+        parse(monkeypatch, '-c', config(tmp_path, base=base))
+    assert error.value.code == 2
+    assert re.search(message.replace('[', r'\['), capsys.readouterr().err)
+
+
+def test_bases_may_have_bases(monkeypatch, tmp_path, caplog):
+    """The nearer value counts; an unknown key is named with its file."""
+    (tmp_path / 'deeper').mkdir()
+    (tmp_path / 'far.yaml').write_text('lr: 0.1\nepochs: 7\nmodel: far\nnonsense: 1\n')
+    (tmp_path / 'deeper' / 'near.yaml').write_text('base: ../far.yaml\nepochs: 8\nmodel: near\n')
+    args = parse(monkeypatch, '-c', config(tmp_path, base='deeper/near.yaml', model='own'), '--lr', '0.3')
+    assert (args.lr, args.epochs, args.model) == (0.3, 8, 'own')
+    assert 'far.yaml' in caplog.text
+    assert "unknown key 'nonsense'" in caplog.text
+
+
 OUT_OF_SCOPE = [
     ['--kd-model-name', 'resnet18'],
     ['--jsd-loss'],

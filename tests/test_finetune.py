@@ -1,15 +1,18 @@
 """Training the classifier alone, the ResNets for small images, and images in memory."""
 
 import os
+import tarfile
 
 import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from timm.data.readers.reader_image_folder import ReaderImageFolder
 from timm.models.resnet import ResNet
 
 from timm_synermix import cifar_resnet
-from timm_synermix.datasets import MemoryReader, create_dataset
+from timm_synermix.data import dataset_targets
+from timm_synermix.datasets import create_dataset
 from timm_synermix.features import find_classifier_leaves
 from timm_synermix.models import freeze_backbone
 
@@ -85,57 +88,62 @@ def test_cifar_resnet_is_trained_and_loads_in_timm(run_train):
         channels=(8, 16, 32, 64),
         checkpoint_path=str(run.folder / 'model_best.pth.tar'),
     )
-    assert torch.equal(loaded.fc.weight, run.checkpoint('model_best')['state_dict']['fc.weight'])
+    saved = run.checkpoint('model_best')['state_dict']
+    assert all(torch.equal(value, saved[name]) for name, value in loaded.state_dict().items())
+    assert loaded.conv1.weight.shape == (64, 3, 3, 3)
 
 
 def test_images_in_memory(image_folder, run_train, monkeypatch):
-    """Every file is opened once, and the run is that of files."""
+    """Every file is read once, and the run is that of files."""
     flags = ['--synermix', '--epochs', '2']
     on_disk = run_train(*flags, experiment='disk')
-    opened = []
-    original = MemoryReader.__init__
-
-    def count(self, reader, mode):
-        class Counting:
-            class_to_idx = reader.class_to_idx
-
-            def __len__(self):
-                return len(reader)
-
-            def __getitem__(self, index):
-                opened.append(index)
-                return reader[index]
-
-        original(self, Counting(), mode)
-        self.reader = reader
-
-    monkeypatch.setattr(MemoryReader, '__init__', count)
+    opened, read = [], ReaderImageFolder.__getitem__
+    monkeypatch.setattr(ReaderImageFolder, '__getitem__', lambda self, i: (opened.append(i), read(self, i))[1])
     in_memory = run_train(*flags, '--in-memory', experiment='memory')
     assert sorted(opened) == sorted([*range(19), *range(10)])
     assert in_memory.summary() == on_disk.summary()
 
 
-@pytest.mark.parametrize('kind', ['folder', 'digits'])
-def test_a_memory_reader_has_the_images_of_its_reader(image_folder, kind):
-    kwargs = dict(name='sklearn/digits') if kind == 'digits' else dict(name='', root=str(image_folder))
-    files, memory = (create_dataset(split='train', in_memory=held, **kwargs) for held in (False, True))
+@pytest.fixture(params=['folder', 'tar', 'digits', 'grey'])
+def kind_of_data(request, image_folder, tmp_path):
+    if request.param == 'digits':
+        return dict(name='sklearn/digits')
+    root = image_folder
+    if request.param == 'tar':
+        root = tmp_path / 'images.tar'
+        with tarfile.open(root, 'w') as file:
+            file.add(image_folder / 'train', '.')
+    return dict(name='', root=str(root), input_img_mode='L' if request.param == 'grey' else 'RGB')
+
+
+def test_a_memory_reader_has_the_images_of_its_reader(kind_of_data):
+    """Through timm's own data set, and again and again."""
+    files, memory = (create_dataset(split='train', in_memory=held, **kind_of_data) for held in (False, True))
     assert len(files) == len(memory)
     assert files.filename(3, absolute=True) == memory.filename(3, absolute=True)
     assert files.reader.class_to_idx == memory.reader.class_to_idx
-    for index in (0, len(files) - 1):
-        image, target = memory.reader[index]
-        expected, expected_target = files[index]
+    assert dataset_targets(memory).tolist() == [files[i][1] for i in range(len(files))]
+    for index in (0, len(files) - 1, 0):
+        (image, target), (expected, expected_target) = memory[index], files[index]
         assert target == expected_target
-        assert image.tobytes() == expected.tobytes()
+        assert (image.mode, image.tobytes()) == (expected.mode, expected.tobytes())
+        image.paste(0, (0, 0, *image.size))
 
 
-def test_an_unreadable_image_in_memory(run_train, tmp_path, image_folder, caplog):
+@pytest.mark.parametrize('bad', ['damaged', 'missing'])
+def test_an_unreadable_image_in_memory(run_train, tmp_path, image_folder, caplog, bad):
     """Is named where it is used, as without --in-memory."""
     os.symlink(image_folder / 'validation', tmp_path / 'validation')
     for folder in (image_folder / 'train').iterdir():
         (tmp_path / 'train' / folder.name).mkdir(parents=True)
         for image in folder.iterdir():
             os.symlink(image, tmp_path / 'train' / folder.name / image.name)
-    (tmp_path / 'train' / 'a' / 'bad.png').write_bytes(b'no image')
+    path = tmp_path / 'train' / 'a' / 'bad.png'
+    path.write_bytes(b'no image') if bad == 'damaged' else os.symlink('/nowhere', path)
     run_train('--in-memory', data=('--data-dir', str(tmp_path), '--num-classes', '4'))
     assert 'bad.png cannot be read' in caplog.text
+
+
+def test_a_frozen_network_should_have_weights(run_train, caplog):
+    run_train('--freeze')
+    assert '--freeze without weights' in caplog.text

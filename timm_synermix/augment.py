@@ -37,7 +37,8 @@ def add_small_image_augmentation(
         transform: Of `timm.data.create_transform(is_training=True)`. Without a random resized crop, as with no_aug, it
             is given back as it is.
         crop_padding: In place of the random resized crop: a random crop of the image, padded with so many black pixels
-            at each side. An image of another size is resized first. 0 leaves the crop.
+            at each side. An image of another size is first resized, bilinearly, and cropped in its centre. 0 leaves
+            the crop.
         cutout: Side of the square of `Cutout`, the last step on the image itself. 0 for none.
 
     Raises:
@@ -52,7 +53,8 @@ def add_small_image_augmentation(
     if crop_padding:
         if not isinstance(crop, RandomResizedCropAndInterpolation):
             raise ValueError(f'crop_padding needs the random resized crop, got {type(crop).__name__} in its place.')
-        steps[:1] = [transforms.Resize(crop.size), transforms.RandomCrop(crop.size, crop_padding)]
+        whole = [transforms.Resize(max(crop.size)), transforms.CenterCrop(crop.size)]
+        steps[:1] = [*whole, transforms.RandomCrop(crop.size, crop_padding)]
     if cutout:
         end = next(i for i, s in enumerate(steps) if isinstance(s, (ToNumpy, MaybeToTensor, MaybePILToTensor)))
         steps.insert(end, Cutout(cutout))

@@ -281,7 +281,9 @@ def _load_config(parser: argparse.ArgumentParser, path: str, above: tuple[str, .
     values = {}
     base = config.pop('base', None)
     if base is not None:
-        base = os.path.join(os.path.dirname(path), str(base))
+        if not isinstance(base, str) or not base:
+            parser.error(f'--config: base in {path} must be the name of a file, got {base!r}')
+        base = os.path.join(os.path.dirname(path), base)
         above = (*above, os.path.realpath(path))
         if os.path.realpath(base) in above:
             parser.error(f'--config: {path} is a base of itself')
@@ -368,6 +370,8 @@ def check_args(args: argparse.Namespace) -> None:
         raise ValueError(f'--split-bn needs --aug-splits of 2 or more, or --resplit, got {args.aug_splits}')
     if args.aug_splits == 1:
         raise ValueError('--aug-splits must be 0, or 2 and more, got 1')
+    if args.freeze and not (args.pretrained or args.pretrained_path or args.initial_checkpoint or args.resume):
+        _logger.warning('--freeze without weights trains a classifier of random features: see --pretrained-path.')
     _check_small_image_args(args)
     if args.manifold_mixup:
         _check_manifold_mixup_args(args)
@@ -461,14 +465,16 @@ def _check_manifold_mixup_args(args: argparse.Namespace) -> None:
 
 def _check_small_image_args(args: argparse.Namespace) -> None:
     for name in ('crop_padding', 'cutout'):
-        others = {'--aug-splits': args.aug_splits, '--train-img-sizes': args.train_img_sizes}
+        others = {'--aug-splits': args.aug_splits, '--train-img-sizes': args.train_img_sizes, '--no-aug': args.no_aug}
         if name == 'crop_padding':
-            others['--train-crop-mode'] = args.train_crop_mode
+            others['--train-crop-mode'] = args.train_crop_mode not in (None, 'rrc')
         for other, value in others.items():
             if getattr(args, name) and value:
                 raise ValueError(f'{flag(name)} and {other} cannot be used together')
     if args.in_memory and args.dataset.lower().startswith(('wds/', 'tfds/', 'hfids/')):
         raise ValueError(f'--in-memory needs a data set that is no stream, got --dataset {args.dataset}')
+    if args.in_memory and args.dataset.lower().startswith('torch/'):
+        _logger.warning('--in-memory has no effect with --dataset %s.', args.dataset)
 
 
 def _exclude(args: argparse.Namespace, flag: str, others: dict[str, Any]) -> None:

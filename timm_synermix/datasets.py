@@ -6,6 +6,7 @@ import io
 import logging
 import os
 import zlib
+from contextlib import suppress
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -60,35 +61,36 @@ class DigitsReader(Reader):
 
 
 class MemoryReader(Reader):
-    """The images of another reader, decoded once. For small images, of which the file takes longer than the pixels.
+    """The images of a data set as uncompressed files in memory: for small ones, which take long to open and decode.
 
-    One that cannot be read is left to the other reader, to be met where it is used.
+    One that cannot be read is left to the data set's own reader, to be met where it is used.
 
     Args:
-        reader: Of a timm image data set.
-        mode: PIL mode the images are converted to; None for their own.
+        dataset: A timm image data set. Its images are converted to its input_img_mode.
     """
 
-    def __init__(self, reader: Any, mode: str | None) -> None:
-        self.reader = reader
-        self.class_to_idx = getattr(reader, 'class_to_idx', None)
-        self.images: list[Image.Image | None] = []
-        self.targets: list[int] = []
-        for index in range(len(reader)):
-            file, target = reader[index]
-            self.targets.append(target)
-            try:
-                image = Image.open(file)
-                self.images.append(image.convert(mode or image.mode))
-            except Exception:  # decoders raise all kinds
-                self.images.append(None)
+    def __init__(self, dataset: timm_data.ImageDataset) -> None:
+        self.reader = dataset.reader
+        self.class_to_idx = getattr(self.reader, 'class_to_idx', None)
+        self.files: list[bytes | None] = []
+        self.targets: list[Any] = []
+        targets = dataset_targets(dataset)
+        for index in range(len(self.reader)):
+            held, target = None, None
+            with suppress(Exception):  # decoders raise all kinds
+                file, target = self.reader[index]
+                image, memory = Image.open(file), io.BytesIO()
+                image.convert(dataset.input_img_mode or image.mode).save(memory, format='bmp')
+                held = memory.getvalue()
+            self.files.append(held)
+            self.targets.append(target if targets is None else int(targets[index]))
 
-    def __getitem__(self, index: int) -> tuple[Any, int]:
-        image = self.images[index]
-        return self.reader[index] if image is None else (image, self.targets[index])
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        file = self.files[index]
+        return self.reader[index] if file is None else (io.BytesIO(file), self.targets[index])
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.files)
 
     def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
         name: str = self.reader._filename(index, basename, absolute)
@@ -101,15 +103,14 @@ def create_dataset(
     """`timm.data.create_dataset`, which also knows `sklearn/digits` and can hold its images, with plain errors.
 
     Args:
-        in_memory: Decode the images of a folder or tar file, or of another timm reader, now. torchvision's data sets
-            hold what they hold.
+        in_memory: Hold the images decoded, see `MemoryReader`. torchvision's data sets are left as they are.
 
     Raises:
         ValueError: The folder does not exist, or has no images or not the split.
     """
     dataset = _create_dataset(name, root, split, **kwargs)
     if in_memory and isinstance(dataset, timm_data.ImageDataset):
-        dataset.reader = MemoryReader(dataset.reader, dataset.input_img_mode)
+        dataset.reader = MemoryReader(dataset)
     return dataset
 
 

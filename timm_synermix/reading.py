@@ -69,7 +69,7 @@ def _read(dataset: Any, index: int) -> tuple[Any, Any]:
     if dataset.load_bytes:
         image = image.read()
     else:
-        image = image if isinstance(image, Image.Image) else Image.open(image)  # a `MemoryReader` has decoded it
+        image = Image.open(image)
         image = image.convert(dataset.input_img_mode) if dataset.input_img_mode else image
     if target is None:
         target = -1

@@ -1,0 +1,55 @@
+"""The results of a grid as a table and as a picture."""
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+COLUMNS = {
+    'eval_top1': 'top-1 %',
+    'eval_cosine_cohesion': 'cosine cohesion',
+    'eval_cdnv': 'CDNV',
+    'eval_nc1': 'NC1',
+    'eval_silhouette': 'silhouette',
+    'seconds': 'seconds',
+    'memory_mb': 'memory, MB',  # of the GPU, or of the main process
+}
+DRAWN = ['eval_top1', 'eval_cosine_cohesion', 'eval_cdnv', 'seconds']
+
+
+def values_of(name: str, column: str, results: list[dict[str, Any]]) -> list[float]:
+    """A column of the results of one run, a value for each seed that has it."""
+    return [result[column] for result in results if result['run'] == name and column in result]
+
+
+def table(names: list[str], results: list[dict[str, Any]]) -> str:
+    """Mean and standard deviation over the seeds, a row for each run."""
+    lines = ['| run | seeds | ' + ' | '.join(COLUMNS.values()) + ' |', '| --- ' * (len(COLUMNS) + 2) + '|']
+    for name in names:
+        cells = [name, str(len(values_of(name, 'eval_top1', results)))]
+        for column in COLUMNS:
+            values = values_of(name, column, results)
+            spread = f' ± {statistics.stdev(values):.2g}' if len(values) > 1 else ''
+            cells.append(f'{statistics.mean(values):.4g}{spread}' if values else '-')
+        lines.append('| ' + ' | '.join(cells) + ' |')
+    return '\n'.join(lines) + '\n'
+
+
+def draw(names: list[str], results: list[dict[str, Any]], path: Path) -> None:
+    """A panel for each of accuracy, cohesion and time: every seed as a dot, their mean as a line."""
+    from matplotlib.figure import Figure
+
+    names = [name for name in names if values_of(name, 'eval_top1', results)]
+    columns = [column for column in DRAWN if any(values_of(name, column, results) for name in names)]
+    figure = Figure(figsize=(3 + 2.6 * len(columns), 0.9 + 0.35 * len(names)), layout='constrained')
+    for axes, column in zip(figure.subplots(1, len(columns), sharey=True, squeeze=False)[0], columns, strict=True):
+        for place, name in enumerate(names):
+            values = values_of(name, column, results)
+            axes.plot(values, [place] * len(values), 'o', color='#0072B2', alpha=0.6, markersize=5)
+            if values:
+                axes.plot([statistics.mean(values)] * 2, [place - 0.3, place + 0.3], color='#D55E00', linewidth=2)
+        axes.set_title(COLUMNS[column], fontsize=10)
+        axes.set_yticks(range(len(names)), names)
+        axes.set_ylim(len(names) - 0.5, -0.5)
+        axes.grid(axis='x', alpha=0.3)
+        axes.spines[['top', 'right']].set_visible(False)
+    figure.savefig(path, dpi=120)
