@@ -189,7 +189,7 @@ def test_bases_may_have_bases(monkeypatch, tmp_path, caplog):
     (tmp_path / 'deeper').mkdir()
     (tmp_path / 'far.yaml').write_text('lr: 0.1\nepochs: 7\nmodel: far\nnonsense: 1\n')
     (tmp_path / 'deeper' / 'near.yaml').write_text('base: ../far.yaml\nepochs: 8\nmodel: near\n')
-    args = parse(monkeypatch, '-c', config(tmp_path, base='deeper/near.yaml', model='own'), '--lr', '0.3')
+    args, _ = parse(monkeypatch, '-c', config(tmp_path, base='deeper/near.yaml', model='own'), '--lr', '0.3')
     assert (args.lr, args.epochs, args.model) == (0.3, 8, 'own')
     assert 'far.yaml' in caplog.text
     assert "unknown key 'nonsense'" in caplog.text

@@ -256,6 +256,24 @@ def test_method_card_has_the_figures_of_the_benchmarks():
     assert '{}, {} and {}'.format(*nc1) in CARD
 
 
+def test_the_ranges_of_steps_are_those_of_the_rows():
+    """The first table of docs/benchmarks.md sums up the medians of the five networks in float32."""
+    benchmarks = (ROOT / 'docs/benchmarks.md').read_text()
+    medians = {}
+    for name, ratio in re.findall(
+        r'^\| ([^|]+) \| [^|]+, float32 \| plain step \| ([\d.]+) \|', benchmarks, re.MULTILINE
+    ):
+        medians.setdefault('SynerMix' if name == 'exact' else f'SynerMix, {name}', []).append(float(ratio))
+    compared = 0
+    for name, step, *_ in rows_of_table(benchmarks, 'run'):
+        if name in medians:
+            assert len(medians[name]) == 5
+            low, high = map(float, step.split(' to '))
+            assert (low, high) == pytest.approx((min(medians[name]), max(medians[name])), abs=0.051), name
+            compared += 1
+    assert compared == 8
+
+
 def test_method_card_names_tests_that_exist():
     tests = ''.join(path.read_text() for path in (ROOT / 'tests').glob('test_*.py'))
     rows = rows_of_table(CARD, "[the paper's code](https://github.com/wxitxy/synermix)")

@@ -71,7 +71,7 @@ class MemoryReader(Reader):
 
     def __init__(self, dataset: timm_data.ImageDataset) -> None:
         self.reader = dataset.reader
-        self.class_to_idx = getattr(self.reader, 'class_to_idx', None)
+        self.class_to_idx = _classes(dataset)
         self.files: list[bytes | None] = []
         self.targets: list[Any] = []
         targets = dataset_targets(dataset)
@@ -191,7 +191,7 @@ def describe(dataset: Any) -> str:
 
 def class_names(dataset: Any) -> list[str] | None:
     """The names of a data set's classes by index, if it has any."""
-    indices = getattr(getattr(dataset, 'reader', dataset), 'class_to_idx', None)
-    if not isinstance(indices, dict) or sorted(indices.values()) != list(range(len(indices))):
+    indices = _classes(dataset)
+    if not indices or sorted(indices.values()) != list(range(len(indices))):
         return None
     return [str(name) for name in sorted(indices, key=indices.__getitem__)]
