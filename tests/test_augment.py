@@ -16,12 +16,12 @@ def colours(width=32, height=32):
     return Image.fromarray(np.stack([x + 1, y + 1, 255 - x], -1).astype(np.uint8))
 
 
-@pytest.mark.parametrize('length', [1, 8, 15, 64])
+@pytest.mark.parametrize('length', [1, 4, 5, 64])
 def test_cutout_is_a_clipped_square(length):
     """Every pixel is the centre at times; the square is what a mask of the paper's form cuts."""
-    image = colours(20, 12)
+    image = colours(8, 5)
     original, seen = np.asarray(image), set()
-    for seed in range(2000):
+    for seed in range(400):
         torch.manual_seed(seed)
         x, y = (int(torch.randint(side, ())) for side in image.size)
         seen.add((x, y))
@@ -30,7 +30,7 @@ def test_cutout_is_a_clipped_square(length):
         expected[max(top, 0) : top + length, max(left, 0) : left + length] = 0
         torch.manual_seed(seed)
         assert np.array_equal(np.asarray(Cutout(length)(image)), expected)
-    assert len(seen) == 20 * 12
+    assert len(seen) == 8 * 5
     assert np.array_equal(np.asarray(image), original)  # which is not changed itself
 
 
