@@ -113,7 +113,8 @@ def test_a_recipe_is_what_its_files_say(monkeypatch, caplog, recipe):
     expected.update(keys)
     expected.update(config=str(HPARAMS / recipe), cohesion=keys.get('synermix', False))
     assert args == expected
-    assert not caplog.records
+    needs_weights = keys.get('freeze', False) and not keys.get('pretrained')  # which the command line names
+    assert ['--freeze without weights' in text for text in caplog.messages] == [True] * needs_weights
 
 
 @every_recipe
