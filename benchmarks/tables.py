@@ -21,12 +21,12 @@ def values_of(name: str, column: str, results: list[dict[str, Any]]) -> list[flo
     return [result[column] for result in results if result['run'] == name and column in result]
 
 
-def table(names: list[str], results: list[dict[str, Any]]) -> str:
+def table(names: list[str], results: list[dict[str, Any]], columns: dict[str, str] = COLUMNS) -> str:
     """Mean and standard deviation over the seeds, a row for each run."""
-    lines = ['| run | seeds | ' + ' | '.join(COLUMNS.values()) + ' |', '| --- ' * (len(COLUMNS) + 2) + '|']
+    lines = ['| run | seeds | ' + ' | '.join(columns.values()) + ' |', '| --- ' * (len(columns) + 2) + '|']
     for name in names:
         cells = [name, str(len(values_of(name, 'eval_top1', results)))]
-        for column in COLUMNS:
+        for column in columns:
             values = values_of(name, column, results)
             spread = f' ± {statistics.stdev(values):.2g}' if len(values) > 1 else ''
             cells.append(f'{statistics.mean(values):.4g}{spread}' if values else '-')

@@ -1,5 +1,6 @@
 """The benchmarks measure what they say, and the grid driver goes on where it was."""
 
+import io
 import json
 import signal
 import subprocess
@@ -7,18 +8,21 @@ import sys
 import tarfile
 import time
 
+import numpy as np
 import pytest
+import scipy.ndimage
 import timm
 import torch
 import yaml
 from conftest import ROOT
-from PIL import Image
+from PIL import Image, ImageEnhance
 
 import train
 from timm_synermix import SynerMixTask, intra_class_mix
 
 sys.path.append(str(ROOT / 'benchmarks'))
 import bench
+import downstream
 import naive
 import reproduce
 import tables
@@ -105,6 +109,55 @@ def test_a_grid_is_trained_once(grid, image_folder):
     run_grid(grid, image_folder)
     assert weights.stat().st_mtime_ns == written
     assert len(json.loads((folder / 'results.json').read_text())['results']) == 2
+
+
+@pytest.mark.filterwarnings('ignore:An input array is constant')  # of two runs that may be alike
+def test_what_the_networks_of_a_grid_are_good_for(grid, image_folder, monkeypatch):
+    run_grid(grid, image_folder, '--jobs', '2')
+    folder = grid.parent / 'small'
+    monkeypatch.setattr(sys, 'argv', ['downstream.py', str(folder), '--data-dir', str(image_folder), '--device', 'cpu'])
+    downstream.main()
+    results = json.loads((folder / 'downstream.json').read_text())
+    assert [result['run'] for result in results] == ['none', 'SynerMix, fixed']
+    for result in results:
+        assert all(0 <= result[key] <= 100 for key in ('ece', 'knn', 'corrupted'))
+        assert 'few_shot' not in result  # three images of each other class are too few
+    text = (folder / 'downstream.md').read_text()
+    assert f'| none | 1 | {results[0]["ece"]:.4g} |' in text
+    assert Image.open(folder / 'downstream.png').width > 500
+    # the images, the classes and the weights are those that the training evaluated
+    network = downstream.Network(folder / 'none-1', 'cpu')
+    classes = downstream.class_names(folder / 'data' / 'validation')
+    images, target = downstream.load_images(folder / 'data' / 'validation', classes, network.config)
+    assert len(classes) == 3
+    assert downstream.accuracy(network(images)[0].argmax(1), target) == pytest.approx(results[0]['eval_top1'])
+
+
+def test_few_shot_accuracy():
+    torch.manual_seed(0)
+    target = torch.arange(30).repeat(12)
+    assert downstream.few_shot(torch.eye(30)[target] + 0.01 * torch.randn(360, 30), target) == 100
+    assert downstream.few_shot(torch.randn(360, 30), target) == pytest.approx(5, abs=1)  # one of 20
+
+
+def test_corruptions():
+    """Against scipy and Pillow; each is stronger from strength to strength."""
+    torch.manual_seed(0)
+    pixels = (scipy.ndimage.gaussian_filter(np.random.rand(32, 32, 3), 1, axes=(0, 1)) * 255).astype(np.uint8)
+    image = torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255
+    for corrupt, strengths in downstream.CORRUPTIONS:
+        distances = [(corrupt(image, strength) - image).square().mean().item() for strength in strengths]
+        assert 0 < distances[0] < distances[-1]
+    assert (downstream.noise(image, 0.1) - image).std().item() == pytest.approx(0.1, abs=0.005)
+    expected = scipy.ndimage.gaussian_filter(image[0].numpy(), 1.0, axes=(1, 2), mode='mirror')
+    np.testing.assert_allclose(downstream.blur(image, 1.0)[0], expected, atol=1e-4)
+    expected = np.array(Image.fromarray(pixels).resize((16, 16), Image.BOX).resize((32, 32), Image.BOX))
+    np.testing.assert_allclose(255 * downstream.pixelate(image, 0.5)[0].permute(1, 2, 0), expected, atol=1.01)
+    expected = ImageEnhance.Contrast(Image.fromarray(pixels[:, :, 0])).enhance(0.4)
+    np.testing.assert_allclose(255 * downstream.contrast(image[:, :1], 0.4)[0, 0], np.array(expected), atol=1.5)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, 'JPEG', quality=50)
+    np.testing.assert_array_equal(255 * downstream.jpeg(image, 50)[0].permute(1, 2, 0), np.array(Image.open(file)))
 
 
 def test_a_grid_in_a_tar_file_and_in_settings(grid, image_folder, tmp_path):
