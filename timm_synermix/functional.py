@@ -37,9 +37,8 @@ def _sorted_rows(target: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]
             f'target must be class indices of shape [N], got {target.dtype} of shape {list(target.shape)}.'
         )
     ordered, order = torch.sort(target)
-    starts_class = torch.zeros_like(target)
-    starts_class[1:] = ordered[1:] != ordered[:-1]
-    ordered_row = starts_class.cumsum(0)
+    ordered_row = torch.zeros_like(target)
+    torch.cumsum(ordered[1:] != ordered[:-1], 0, out=ordered_row[1:])
     row = torch.empty_like(target).scatter_(0, order, ordered_row)
     row_target = torch.full_like(target, IGNORE_INDEX).scatter_(0, ordered_row, ordered)
     return row, row_target, (ordered_row, order)
@@ -93,7 +92,7 @@ def row_weight(
     if num_mixed:
         weight = weight * _random_subset(row, num_mixed, generator)
     total = torch.zeros_like(weight).index_add_(0, row, weight)
-    return weight / total[row]
+    return weight / total.gather(0, row)
 
 
 def _random_subset(row: Tensor, size: int, generator: torch.Generator | None) -> Tensor:
@@ -131,7 +130,13 @@ def _mix_rows(feature: Tensor, row: Tensor, weight: Tensor, sorted_row: tuple[Te
     ordered_row, order = sorted_row
     image = torch.arange(len(row), device=row.device)
     start = torch.searchsorted(ordered_row, image)  # where in order the images of each row begin
-    result: Tensor = _WeightedSum.apply(feature, order, start, weight[order], row, image, weight)
+    result: Tensor = _WeightedSum.apply(feature, order, start, weight.gather(0, order), row, image, weight)
+    return result
+
+
+def _weighted_sum(x: Tensor, index: Tensor, start: Tensor, weight: Tensor, *_: Tensor) -> Tensor:
+    # what F.embedding_bag(mode='sum') calls, without the time of its checks
+    result: Tensor = torch.embedding_bag(x, index, start, False, 0, False, weight)[0]
     return result
 
 
@@ -145,13 +150,13 @@ class _WeightedSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, index: Tensor, start: Tensor, weight: Tensor, *adjoint: Tensor) -> Tensor:
         ctx.save_for_backward(index, start, weight, *adjoint)
-        # what F.embedding_bag(mode='sum') calls, without the time of its checks
-        return torch.embedding_bag(x, index, start, False, 0, False, weight)[0]
+        return _weighted_sum(x, index, start, weight)
 
     @staticmethod
     def backward(ctx: Any, *grad: Tensor) -> tuple[Tensor | None, ...]:
         index, start, weight, *adjoint = ctx.saved_tensors
-        return _WeightedSum.apply(grad[0].contiguous(), *adjoint, index, start, weight), *[None] * 6
+        sums = _WeightedSum.apply if torch.is_grad_enabled() else _weighted_sum
+        return sums(grad[0].contiguous(), *adjoint, index, start, weight), *[None] * 6
 
 
 def intra_class_mix(
