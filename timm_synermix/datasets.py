@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import sys
 import zlib
 from contextlib import suppress
 from typing import Any, BinaryIO
@@ -14,6 +15,7 @@ from PIL import Image
 from timm import data as timm_data
 from timm.data.dataset_factory import _search_split
 from timm.data.readers.reader import Reader
+from tqdm import tqdm
 
 from timm_synermix.data import dataset_targets
 
@@ -75,7 +77,8 @@ class MemoryReader(Reader):
         self.files: list[bytes | None] = []
         self.targets: list[Any] = []
         targets = dataset_targets(dataset)
-        for index in range(len(self.reader)):
+        count, watched = len(self.reader), sys.stderr.isatty()
+        for index in tqdm(range(count), desc='In memory', unit='image', leave=False, disable=not watched):
             held, target = None, None
             with suppress(Exception):  # decoders raise all kinds
                 file, target = self.reader[index]
