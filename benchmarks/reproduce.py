@@ -36,7 +36,7 @@ from typing import Any
 
 import torch
 import yaml
-from tables import COLUMNS, draw, table, values_of
+from tables import draw, table, values_of
 
 from timm_synermix.files import replacing
 
@@ -184,7 +184,7 @@ class Driver:
             raise RuntimeError(f'{name}, seed {seed} failed: see {self.path(name, seed, "log")}')
         with open(folder / 'summary.csv') as file:
             *_, last = csv.DictReader(file)
-        row = {column: float(last[column]) for column in COLUMNS if last.get(column)}
+        row = {column: float(value) for column, value in last.items() if column.startswith('eval_') and value}
         return {**row, **({} if math.isnan(seconds) else {'seconds': seconds}), **json.loads(memory.read_text())}
 
     def wait(self, command: list[Any], log: Path) -> int | None:
@@ -214,7 +214,11 @@ class Driver:
         results = [self.results[item] for item in self.items if item in self.results]
         left_out = f'Left out (start again to go on): {"; ".join(self.left_out)}.\n' if self.left_out else ''
         names, about = list(self.grid.flags), self.about()
-        content = {'grid': self.grid.content, 'about': about, 'results': results}
+        # without the paths of this machine that a setting has
+        plain = [{**result, 'flags': result['setting']['flags']} for result in results]
+        for result in plain:
+            del result['setting']
+        content = {'grid': self.grid.content, 'about': about, 'results': plain}
         (self.folder / 'results.json').write_text(json.dumps(content, indent=1))
         text = f'{table(names, results)}\n{left_out}'
         (self.folder / 'results.md').write_text(f'{about}\n\n{text}')
