@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Accuracy and cohesion against beta, from the results of benchmarks/grids/beta.yaml.
 
-    python benchmarks/beta_curves.py output/reproduce/beta/results.json output/reproduce/equal_compute/results.json
+    python benchmarks/beta_curves.py output/reproduce/beta/results.json
 
-A run without SynerMix in any of the files, `none` or `MixUp`, is the curve's beta 0. beta.png is beside the first file.
+beta.png is beside the file.
 """
 
 import json
@@ -21,22 +21,13 @@ MIXERS = {0.0: 'SynerMix-Intra', 1.0: 'SynerMix (MixUp)'}  # by the alpha of Mix
 STYLES = {0: 'o-', 2: 'v--', 4: 's--'}  # by P; 0 is all
 
 
-def curves(results: list[dict[str, Any]]) -> dict[tuple[str, int], dict[float, list[dict[str, Any]]]]:
-    """Results by beta, of each mixer and P; those without SynerMix are of beta 0 and every P that is 0."""
-    found: dict[tuple[str, int], dict[float, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
-    for result in results:
-        flags = result['flags']
-        beta = flags['synermix_beta'] if flags.get('synermix') else 0.0
-        found[MIXERS[flags.get('mixup', 0.0)], flags.get('synermix_num_mixed', 0)][beta].append(result)
-    return found
-
-
 def main() -> None:
-    paths = [Path(path) for path in sys.argv[1:]]
-    first, *others = [json.loads(path.read_text())['results'] for path in paths]
-    epochs = first[0]['flags']['epochs']
-    plain = [one for results in others for one in results if one['run'] in ('none', 'MixUp')]
-    found = curves(first + [one for one in plain if one['flags']['epochs'] == epochs])
+    path = Path(sys.argv[1])
+    found: dict[tuple[str, int], dict[float, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
+    for result in json.loads(path.read_text())['results']:
+        flags = result['flags']
+        curve = MIXERS[flags.get('mixup', 0.0)], flags.get('synermix_num_mixed', 0)
+        found[curve][flags['synermix_beta']].append(result)
     figure = Figure(figsize=(12, 3.6), layout='constrained')
     for axes, column in zip(figure.subplots(1, len(DRAWN)), DRAWN, strict=True):
         for (mixer, num_mixed), points in sorted(found.items()):
@@ -50,7 +41,7 @@ def main() -> None:
         axes.grid(alpha=0.3)
         axes.spines[['top', 'right']].set_visible(False)
     figure.legend(*axes.get_legend_handles_labels(), loc='outside lower center', ncols=4, fontsize=9, frameon=False)
-    figure.savefig(paths[0].with_name('beta.png'), dpi=120)
+    figure.savefig(path.with_name('beta.png'), dpi=120)
 
 
 if __name__ == '__main__':
