@@ -3,12 +3,12 @@
 
     python benchmarks/beta_curves.py output/reproduce/beta/results.json
 
-beta.png is beside the file.
+beta.png, beside the file, has the means over the seeds.
 """
 
+import argparse
 import json
 import statistics
-import sys
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,9 @@ STYLES = {0: 'o-', 2: 'v--', 4: 's--'}  # by P; 0 is all
 
 
 def main() -> None:
-    path = Path(sys.argv[1])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('results', type=Path, help='results.json of the grid')
+    path = parser.parse_args().results
     found: dict[tuple[str, int], dict[float, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
     for result in json.loads(path.read_text())['results']:
         flags = result['flags']

@@ -4,7 +4,8 @@
     python benchmarks/measured_train.py MEMORY.json [--unmixed] FLAGS OF TRAIN.PY
 
 With --unmixed the clean images of SynerMix have the ordinary loss of each image, not that of their classes' mixes:
-beta CE(clean images) + (1 - beta) L_inter, the control that tells what is due to the mixing.
+beta CE(clean images) + (1 - beta) L_inter, the control that tells what is due to the mixing. (CE is the mean over
+images, L_intra that over classes; in batches of a few images a class that is nearly the same.)
 """
 
 import json

@@ -9,7 +9,7 @@ DIR is an image folder with train/ and validation/, or a tar file of one. What f
     train: {flags of all runs}
     runs: {name: {flags of this one}, ...}
     settings: {name: {flags}, ...}          # each run in each of them, if there are any
-    classes: 20, images_per_class: 250      # a part of the data, if wanted
+    classes: 20, images_per_class: 250      # a part of the data, if wanted; the latter in train/ and in validation/
 
 Started again it goes on: a run that is complete is not repeated, one that was stopped is resumed. OUTPUT/GRID/ has
 results.md, results.png and results.json, of the last epoch of each run, not of its best one.
@@ -36,7 +36,7 @@ from typing import Any
 
 import torch
 import yaml
-from tables import draw, table, values_of
+from tables import draw, table
 
 from timm_synermix.files import replacing
 
@@ -67,6 +67,8 @@ class Grid:
                 if slug(name) in map(slug, self.flags) or '/' in name:
                     raise ValueError(f'{path}: the files of a run are named {slug(name)}, which must be one of a kind')
                 self.flags[name] = {**self.content['train'], **flags, **setting_flags}
+                if self.flags[name].get('unmixed') and not self.flags[name].get('synermix'):
+                    raise ValueError(f'{path}: {name} must have synermix to be unmixed')
 
 
 class Driver:
@@ -75,11 +77,14 @@ class Driver:
     Args:
         grid: The grid.
         args: Flags of the driver.
-        data: The images; None if the grid's data set has them.
+
+    Raises:
+        ValueError: There are results of other flags or data.
     """
 
-    def __init__(self, grid: Grid, args: argparse.Namespace, data: Path | None) -> None:
-        self.grid, self.args, self.data = grid, args, data
+    def __init__(self, grid: Grid, args: argparse.Namespace) -> None:
+        self.grid, self.args = grid, args
+        self.data: Path | None = None  # the images, if the grid's data set does not have them
         self.folder = args.output / args.grid.stem
         self.started = time.time()
         self.end = math.inf if args.budget_minutes is None else self.started + 60 * args.budget_minutes
@@ -87,13 +92,15 @@ class Driver:
         self.results: dict[tuple[str, int], dict[str, Any]] = {}
         self.left_out: list[str] = []
         self.running: set[subprocess.Popen] = set()
-        self.stopping = threading.Event()
-        for item in self.items:
-            path = self.path(*item, 'json')
-            if path.exists():
-                self.results[item] = json.loads(path.read_text())
-                if self.results[item]['setting'] != self.setting(item[0]):
-                    raise ValueError(f'{path} is of other flags or data; remove it, or take another --output')
+        self.stopping = threading.Event()  # nothing else begins
+        self.interrupted = threading.Event()  # and what runs is to end
+        for path in sorted(self.folder.glob('*-*.json')):  # of other seeds, too
+            result = json.loads(path.read_text())
+            if result['run'] not in grid.flags:
+                continue
+            if result['setting'] != self.setting(result['run']):
+                raise ValueError(f'{path} is of other flags or data; remove it, or take another --output')
+            self.results[result['run'], result['seed']] = result
 
     def path(self, name: str, seed: int, suffix: str = '') -> Path:
         """The folder of a run, or a file beside it."""
@@ -116,17 +123,18 @@ class Driver:
                 list(pool.map(lambda item: self.run(*item), self.items))
             except KeyboardInterrupt:
                 self.stopping.set()
+                self.interrupted.set()
                 for process in list(self.running):  # each saves where it is
                     process.terminate()
                 raise
             except BaseException:
-                self.stopping.set()  # what runs goes on to its end, nothing else begins
+                self.stopping.set()  # what runs goes on to its end
                 raise
 
     def run(self, name: str, seed: int) -> None:
         if (name, seed) in self.results:
             return
-        if self.stopping.is_set() or time.time() + self.expected_seconds(name) > self.end:
+        if self.stopping.is_set() or time.time() > self.end:
             self.left_out.append(f'{name}, seed {seed}')
             return
         try:
@@ -144,13 +152,6 @@ class Driver:
         seconds = time.time() - self.started
         print(f'{seconds:6.0f} s  {name}, seed {seed}: top-1 {metrics["eval_top1"]:.2f}', flush=True)
 
-    def expected_seconds(self, name: str) -> float:
-        """As many as the run took with other seeds; at least as many as the shortest one took."""
-        results = list(self.results.values())
-        seconds = values_of(name, 'seconds', results)
-        others = [result['seconds'] for result in results if 'seconds' in result]
-        return max(seconds) if seconds else min(others, default=0.0)
-
     def train(self, name: str, seed: int) -> dict[str, float] | None:
         """One run of train.py: its last row, its seconds, and the most memory of its last part.
 
@@ -159,9 +160,9 @@ class Driver:
         folder, config, memory = (self.path(name, seed, suffix) for suffix in ('', 'yaml', 'memory'))
         flags = dict(self.grid.flags[name])
         unmixed = flags.pop('unmixed', False)
-        text = yaml.safe_dump(flags)
+        text = f'# {json.dumps(self.setting(name))}\n{yaml.safe_dump(flags)}'
         if folder.exists() and config.exists() and config.read_text() != text:
-            raise RuntimeError(f'{folder} is a run of other flags; remove it, or take another --output')
+            raise RuntimeError(f'{folder} is a run of other flags or data; remove it, or take another --output')
         config.write_text(text)
         command = [sys.executable, ROOT / 'benchmarks' / 'measured_train.py', memory, '--config', config]
         command += ['--seed', seed, '--device', self.args.device, '--output', self.folder, '--experiment', folder.name]
@@ -199,6 +200,8 @@ class Driver:
                 start_new_session=True,  # a Ctrl-C reaches it through the driver alone
             )
         self.running.add(process)
+        if self.interrupted.is_set():  # meanwhile
+            process.terminate()
         stopped = False
         try:
             process.wait(None if self.end == math.inf else max(1.0, self.end - time.time()))
@@ -207,13 +210,13 @@ class Driver:
             process.terminate()
             process.wait()
         self.running.discard(process)
-        return None if process.returncode and (stopped or self.stopping.is_set()) else process.returncode
+        return None if process.returncode and (stopped or self.interrupted.is_set()) else process.returncode
 
     def write(self) -> None:
         """results.json, results.md and results.png; prints the table."""
-        results = [self.results[item] for item in self.items if item in self.results]
-        left_out = f'Left out (start again to go on): {"; ".join(self.left_out)}.\n' if self.left_out else ''
         names, about = list(self.grid.flags), self.about()
+        results = sorted(self.results.values(), key=lambda result: (result['seed'], names.index(result['run'])))
+        left_out = f'Left out (start again to go on): {"; ".join(self.left_out)}.\n' if self.left_out else ''
         # without the paths of this machine that a setting has
         plain = [{**result, 'flags': result['setting']['flags']} for result in results]
         for result in plain:
@@ -263,7 +266,8 @@ def main() -> None:
             parser.error(f'--data-dir must name the images of {args.grid}')
         folder = args.output / args.grid.stem
         folder.mkdir(parents=True, exist_ok=True)
-        driver = Driver(grid, args, prepare_data(args.data_dir, folder, grid.part))
+        driver = Driver(grid, args)
+        driver.data = prepare_data(args.data_dir, folder, grid.part)
     except (OSError, ValueError) as error:
         parser.error(str(error))
     try:
@@ -309,7 +313,7 @@ def prepare_data(data: Path | None, folder: Path, part: dict[str, int | None]) -
     for split in ('train', 'validation'):
         for source in sorted(path for path in (root / split).iterdir() if path.is_dir())[: part['classes']]:
             (links / split / source.name).mkdir(parents=True)
-            for image in sorted(source.iterdir())[: part['images_per_class'] if split == 'train' else None]:
+            for image in sorted(source.iterdir())[: part['images_per_class']]:
                 (links / split / source.name / image.name).symlink_to(image.resolve())
     return links
 

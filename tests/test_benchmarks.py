@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -14,7 +15,9 @@ import scipy.ndimage
 import timm
 import torch
 import yaml
-from conftest import ROOT
+from conftest import ROOT, make_image_folder
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from PIL import Image, ImageEnhance
 
 import train
@@ -22,6 +25,7 @@ from timm_synermix import SynerMixTask, intra_class_mix
 
 sys.path.append(str(ROOT / 'benchmarks'))
 import bench
+import beta_curves
 import downstream
 import naive
 import reproduce
@@ -104,33 +108,72 @@ def test_a_grid_is_trained_once(grid, image_folder):
     weights = folder / 'none-1' / 'last.pth.tar'
     written = weights.stat().st_mtime_ns
     (folder / 'synermix-fixed-1.json').unlink()  # as if it was killed when all but this was done
-    text = run_grid(grid, image_folder, '--budget-minutes', '0.01')
+    text = run_grid(grid, image_folder, '--budget-minutes', '0')
     assert 'Left out (start again to go on): SynerMix, fixed, seed 1.' in text
     run_grid(grid, image_folder)
     assert weights.stat().st_mtime_ns == written
+    text = run_grid(grid, image_folder, '--seeds', '2', '--budget-minutes', '0')  # does not forget the other seed
+    assert 'Left out (start again to go on): none, seed 2; SynerMix, fixed, seed 2.' in text
     assert len(json.loads((folder / 'results.json').read_text())['results']) == 2
 
 
-@pytest.mark.filterwarnings('ignore:An input array is constant')  # of two runs that may be alike
-def test_what_the_networks_of_a_grid_are_good_for(grid, image_folder, monkeypatch):
-    run_grid(grid, image_folder, '--jobs', '2')
-    folder = grid.parent / 'small'
-    monkeypatch.setattr(sys, 'argv', ['downstream.py', str(folder), '--data-dir', str(image_folder), '--device', 'cpu'])
+@pytest.mark.filterwarnings('ignore:invalid value', 'ignore:divide by zero')  # correlations of two runs
+def test_what_the_networks_of_a_grid_are_good_for(grid, tmp_path, monkeypatch):
+    """Of classes in timm's order, which is not that of Python, and with classes that the grid leaves out."""
+    counts = {'a': 4, 'B': 6, 'c10': 9}
+    images = {'train': counts, 'validation': {**counts, **{f'u{number}': 6 for number in range(20)}}}
+    folder = make_image_folder(tmp_path / 'images', images)
+    content = yaml.safe_load(grid.read_text())
+    grid.write_text(yaml.safe_dump({**content, 'images_per_class': None}, sort_keys=False))
+    run_grid(grid, folder, '--jobs', '2')
+    output = grid.parent / 'small'
+    monkeypatch.setattr(sys, 'argv', ['downstream.py', str(output), '--data-dir', str(folder), '--device', 'cpu'])
     downstream.main()
-    results = json.loads((folder / 'downstream.json').read_text())
+    results = json.loads((output / 'downstream.json').read_text())
     assert [result['run'] for result in results] == ['none', 'SynerMix, fixed']
-    for result in results:
-        assert all(0 <= result[key] <= 100 for key in ('ece', 'knn', 'corrupted'))
-        assert 'few_shot' not in result  # three images of each other class are too few
-    text = (folder / 'downstream.md').read_text()
-    assert f'| none | 1 | {results[0]["ece"]:.4g} |' in text
-    assert Image.open(folder / 'downstream.png').width > 500
-    # the images, the classes and the weights are those that the training evaluated
-    network = downstream.Network(folder / 'none-1', 'cpu')
-    classes = downstream.class_names(folder / 'data' / 'validation')
-    images, target = downstream.load_images(folder / 'data' / 'validation', classes, network.config)
-    assert len(classes) == 3
-    assert downstream.accuracy(network(images)[0].argmax(1), target) == pytest.approx(results[0]['eval_top1'])
+    assert all(0 <= result[key] <= 100 for result in results for key in downstream.MEASURED)
+    assert f'| none | 1 | {results[0]["knn"]:.4g} |' in (output / 'downstream.md').read_text()
+    assert Image.open(output / 'downstream.png').width > 500
+    network = downstream.Network(output / 'none-1', 'cpu')
+    wrong = {'a': 1, 'B': 2, 'c10': 0}
+    data = {split: downstream.load_images(folder / split, wrong, network.config) for split in images}
+    with pytest.raises(RuntimeError, match='as at the end of the training, got'):
+        downstream.measure(network, data, [], results[0]['eval_top1'])
+
+
+class Known:
+    """A network whose logits and features are the first pixels of its images."""
+
+    def __call__(self, images):
+        return images[:, 0, 0, :3] / 25, images[:, 0, 0, :3].float()
+
+
+def test_measures_of_a_known_network():
+    """The calibration error and k-NN, by hand."""
+    logits = torch.tensor([[100, 0, 0]] * 4 + [[0, 100, 0]] * 4)
+    images = torch.zeros(8, 3, 4, 4, dtype=torch.uint8)
+    images[:, 0, 0, :3] = logits
+    target = torch.tensor([0, 0, 0, 1, 1, 1, 1, 1])  # 7 of 8 right, all with the same confidence
+    data = {'validation': (images, target), 'train': (images[[0, 1, 4]], torch.tensor([2, 2, 1]))}
+    result = downstream.measure(Known(), data, [images, 0 * images], 87.5)
+    confidence = math.exp(4) / (math.exp(4) + 2)
+    assert result['ece'] == pytest.approx(100 * abs(confidence - 0.875))
+    assert result['knn'] == 0  # the three neighbours there are: two of class 2
+    assert result['corrupted'] == pytest.approx((87.5 + 37.5) / 2)
+
+
+def test_rank_correlations():
+    """Those given top-1 are the correlations of what top-1 leaves unexplained."""
+    rng = np.random.default_rng(0)
+    keys = ['eval_top1', *downstream.COHESION, *downstream.MEASURED]
+    values = rng.permuted(np.tile(np.arange(12.0), (len(keys), 1)), axis=1)
+    results = [{'run': str(i % 4), **dict(zip(keys, values[:, i]))} for i in range(12)]
+    top1, cohesion, knn = (values[keys.index(key)] for key in ('eval_top1', 'eval_cosine_cohesion', 'knn'))
+    left = [one - np.poly1d(np.polyfit(top1, one, 1))(top1) for one in (cohesion, knn)]
+    expected = f'{np.corrcoef(cohesion, knn)[0, 1]:.2f} ({np.corrcoef(*left)[0, 1]:.2f})'
+    text = downstream.correlations(results)
+    assert text.startswith('| 12 networks, 4 methods | top-1 % | k-NN % |')
+    assert f'| cosine cohesion | {np.corrcoef(cohesion, top1)[0, 1]:.2f} | {expected} |' in text
 
 
 def test_few_shot_accuracy():
@@ -141,23 +184,44 @@ def test_few_shot_accuracy():
 
 
 def test_corruptions():
-    """Against scipy and Pillow; each is stronger from strength to strength."""
+    """Against scipy and Pillow; each is stronger from strength to strength, never weaker."""
     torch.manual_seed(0)
     pixels = (scipy.ndimage.gaussian_filter(np.random.rand(32, 32, 3), 1, axes=(0, 1)) * 255).astype(np.uint8)
     image = torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255
-    for corrupt, strengths in downstream.CORRUPTIONS:
+    for corrupt, strengths in downstream.STRENGTHS.items():
         distances = [(corrupt(image, strength) - image).square().mean().item() for strength in strengths]
-        assert 0 < distances[0] < distances[-1]
+        assert 0 < distances[0]
+        assert distances == sorted(distances)
+    assert len(list(downstream.corrupted((255 * image).byte()))) == 25
     assert (downstream.noise(image, 0.1) - image).std().item() == pytest.approx(0.1, abs=0.005)
     expected = scipy.ndimage.gaussian_filter(image[0].numpy(), 1.0, axes=(1, 2), mode='mirror')
     np.testing.assert_allclose(downstream.blur(image, 1.0)[0], expected, atol=1e-4)
-    expected = np.array(Image.fromarray(pixels).resize((16, 16), Image.BOX).resize((32, 32), Image.BOX))
-    np.testing.assert_allclose(255 * downstream.pixelate(image, 0.5)[0].permute(1, 2, 0), expected, atol=1.01)
     expected = ImageEnhance.Contrast(Image.fromarray(pixels[:, :, 0])).enhance(0.4)
     np.testing.assert_allclose(255 * downstream.contrast(image[:, :1], 0.4)[0, 0], np.array(expected), atol=1.5)
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, 'JPEG', quality=50)
     np.testing.assert_array_equal(255 * downstream.jpeg(image, 50)[0].permute(1, 2, 0), np.array(Image.open(file)))
+
+
+def test_curves_of_beta(tmp_path, monkeypatch):
+    """A curve for each mixer and P, through the mean of the seeds at each beta."""
+    lines = []
+    monkeypatch.setattr(Axes, 'plot', lambda self, x, y, *_, label, **kwargs: lines.append((label, x, y)))
+    monkeypatch.setattr(Figure, 'legend', lambda *args, **kwargs: None)
+    runs = [(0.0, 0.5, 0, 1.0), (0.0, 0.5, 0, 3.0), (0.0, 0.1, 0, 4.0), (1.0, 0.3, 2, 5.0)]
+    results = [
+        {
+            'flags': {'mixup': mixup, 'synermix_beta': beta, 'synermix_num_mixed': num_mixed},
+            **dict.fromkeys(beta_curves.DRAWN, value),
+        }
+        for mixup, beta, num_mixed, value in runs
+    ]
+    path = tmp_path / 'results.json'
+    path.write_text(json.dumps({'results': results}))
+    monkeypatch.setattr(sys, 'argv', ['beta_curves.py', str(path)])
+    beta_curves.main()
+    assert lines[:2] == [('SynerMix-Intra, P all', [0.1, 0.5], [4, 2]), ('SynerMix (MixUp), P 2', [0.3], [5])]
+    assert Image.open(tmp_path / 'beta.png').width > 500
 
 
 def test_a_grid_in_a_tar_file_and_in_settings(grid, image_folder, tmp_path):
@@ -166,14 +230,15 @@ def test_a_grid_in_a_tar_file_and_in_settings(grid, image_folder, tmp_path):
     with tarfile.open(archive, 'w') as file:
         file.add(image_folder, 'some/folder')
     content = yaml.safe_load(grid.read_text())
+    content['runs'] = {'mix': {'synermix': True}, 'no mix': {'synermix': True, 'unmixed': True}}
     content['settings'] = {'beta 0.2': {'synermix_beta': 0.2}, 'beta 0.7': {'synermix_beta': 0.7}}
-    content['runs'] = {'no mix': {'synermix': True, 'unmixed': True}}
     grid.write_text(yaml.safe_dump(content, sort_keys=False))
     run_grid(grid, archive, '--jobs', '2')
     folder = grid.parent / 'small'
     results = json.loads((folder / 'results.json').read_text())['results']
-    assert [result['run'] for result in results] == ['no mix, beta 0.2', 'no mix, beta 0.7']
-    assert len({result['eval_cdnv'] for result in results}) == 2
+    runs = ['mix, beta 0.2', 'no mix, beta 0.2', 'mix, beta 0.7', 'no mix, beta 0.7']
+    assert [result['run'] for result in results] == runs
+    assert len({result['eval_cdnv'] for result in results}) == 4
     assert all(result['memory_mb'] > 50 and result['seconds'] > 0 for result in results)
     assert Image.open(folder / 'results.png').width > 500
     (unpacked,) = folder.glob('images.tar-*/some/folder')
@@ -242,6 +307,7 @@ def test_a_grid_needs_images(grid, flags, message):
         (None, "must be a mapping with 'train' and 'runs'"),
         ({'train': {}, 'runs': {'A B': {}, 'a_b': {}}}, 'named a_b, which must be one of a kind'),
         ({'train': {}, 'runs': {'a/b': {}}}, 'named a/b, which must be one of a kind'),
+        ({'train': {}, 'runs': {'a': {'unmixed': True}}}, 'a must have synermix to be unmixed'),
         ({'train': {}, 'runs': {'a': {'lr': 1}}, 'settings': {'s': {'lr': 2}}}, 'has lr of the run and of the setting'),
     ],
 )
