@@ -220,7 +220,7 @@ def test_curves_of_beta(tmp_path, monkeypatch):
     path.write_text(json.dumps({'results': results}))
     monkeypatch.setattr(sys, 'argv', ['beta_curves.py', str(path)])
     beta_curves.main()
-    assert lines[:2] == [('SynerMix-Intra, P all', [0.1, 0.5], [4, 2]), ('SynerMix (MixUp), P 2', [0.3], [5])]
+    assert lines[:2] == [('SynerMix (MixUp), P 2', [0.3], [5]), ('SynerMix-Intra, P all', [0.1, 0.5], [4, 2])]
     assert Image.open(tmp_path / 'beta.png').width > 500
 
 
