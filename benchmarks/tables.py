@@ -13,7 +13,7 @@ COLUMNS = {
     'seconds': 'seconds',
     'memory_mb': 'memory, MB',  # of the GPU, or of the main process
 }
-DRAWN = ['eval_top1', 'eval_cosine_cohesion', 'eval_cdnv', 'seconds']
+DRAWN = ['eval_top1', 'eval_cosine_cohesion', 'eval_cdnv', 'eval_nc1', 'seconds']
 
 
 def values_of(name: str, column: str, results: list[dict[str, Any]]) -> list[float]:

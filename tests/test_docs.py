@@ -2,7 +2,9 @@
 
 import argparse
 import importlib
+import json
 import re
+import statistics
 
 import matplotlib
 import numpy as np
@@ -252,8 +254,62 @@ def test_method_card_has_the_figures_of_the_benchmarks():
     assert len(rows) == len(measured)
     for name, _, step, top1 in rows:
         assert [step, top1] == [measured[name][1], measured[name][3]], name
-    nc1 = [measured[name][6].split(' ')[0] for name in ('SynerMix', 'MixUp', 'none')]
-    assert '{}, {} and {}'.format(*nc1) in CARD
+
+
+def results_of(name):
+    """The results in a file of benchmarks/results, by run."""
+    content = json.loads((ROOT / 'benchmarks' / 'results' / f'{name}.json').read_text())
+    runs = {}
+    for result in content['results'] if isinstance(content, dict) else content:
+        runs.setdefault(result['run'], []).append(result)
+    return runs
+
+
+def test_the_tables_of_results_are_those_of_the_runs():
+    """Every cell is the mean, and after ± the standard deviation, of the raw results."""
+    columns = {
+        'top-1 %': 'eval_top1',
+        'cosine cohesion': 'eval_cosine_cohesion',
+        'CDNV': 'eval_cdnv',
+        'NC1': 'eval_nc1',
+        'silhouette': 'eval_silhouette',
+        'seconds': 'seconds',
+        'k-NN %': 'knn',
+        'few-shot %': 'few_shot',
+        'corrupted %': 'corrupted',
+        'ECE %': 'ece',
+    }
+    text = (ROOT / 'docs' / 'results.md').read_text()
+    tables = re.findall(r'^\| run \| seeds \| (.*) \|\n\|[ -|]*\n((?:\|.*\n)+)', text, re.MULTILINE)
+    for name, (header, rows) in zip(('methods', 'beta', 'caltech101', 'finetune', 'downstream'), tables, strict=True):
+        results = results_of(name)
+        for row in rows.splitlines():
+            run, seeds, *cells = row.strip('| ').split(' | ')
+            assert int(seeds) == len(results[run]), (name, run)
+            for column, cell in zip(header.split(' | '), cells, strict=True):
+                values = [result[columns[column]] for result in results[run]]
+                expected = [statistics.mean(values)] + ([statistics.stdev(values)] if len(values) > 1 else [])
+                for written, value in zip(cell.split(' ± '), expected, strict=True):
+                    decimals = len(written.partition('.')[2])
+                    assert float(written) == pytest.approx(value, abs=0.5001 * 10**-decimals), (name, run, column)
+
+
+def test_what_is_said_of_synermix_is_what_was_measured():
+    """The gains in the README, the method card and docs/results.md."""
+    results = results_of('methods')
+    mean = {run: statistics.mean(result['eval_top1'] for result in values) for run, values in results.items()}
+    gains = {
+        ('SynerMix (MixUp)', 'MixUp'): 5.6,
+        ('SynerMix (Manifold MixUp)', 'Manifold MixUp'): 2.6,
+        ('SynerMix-Intra', 'none'): 1.8,
+        ('none, twice the epochs', 'none'): 3.1,
+        ('MixUp, twice the epochs', 'MixUp'): 5.3,
+    }
+    for (one, other), gain in gains.items():
+        assert f'{mean[one] - mean[other]:.1f}' == f'{gain}'
+    for name in ('README.md', 'docs/method.md', 'docs/results.md'):
+        text = ' '.join((ROOT / name).read_text().split())
+        assert re.search(r'5\.6 (points above MixUp|and 2\.6 points)', text), name
 
 
 def test_the_ranges_of_steps_are_those_of_the_rows():
