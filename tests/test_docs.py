@@ -309,7 +309,7 @@ def test_what_is_said_of_synermix_is_what_was_measured():
         assert f'{mean[one] - mean[other]:.1f}' == f'{gain}'
     for name in ('README.md', 'docs/method.md', 'docs/results.md'):
         text = ' '.join((ROOT / name).read_text().split())
-        assert re.search(r'5\.6 (points above MixUp|and 2\.6 points)', text), name
+        assert re.search(r'5\.6 (points above MixUp|and \+2\.6 points)', text), name
 
 
 def test_the_ranges_of_steps_are_those_of_the_rows():
