@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from tables import COLUMNS
+from tables import COLUMNS, finish, legend_below
 
 DRAWN = ['eval_top1', 'eval_cosine_cohesion', 'eval_cdnv', 'eval_nc1']
 MIXERS = {0.0: 'SynerMix-Intra', 1.0: 'SynerMix (MixUp)'}  # by the alpha of MixUp
@@ -38,11 +38,8 @@ def main() -> None:
             color = f'C{list(MIXERS.values()).index(mixer)}'
             label = f'{mixer}, P {num_mixed or "all"}'
             axes.plot(betas, values, STYLES[num_mixed], color=color, label=label, markersize=5, fillstyle='none')
-        axes.set_title(COLUMNS[column], fontsize=10)
-        axes.set_xlabel('beta')
-        axes.grid(alpha=0.3)
-        axes.spines[['top', 'right']].set_visible(False)
-    figure.legend(*axes.get_legend_handles_labels(), loc='outside lower center', ncols=4, fontsize=9, frameon=False)
+        finish(axes, COLUMNS[column], 'beta')
+    legend_below(figure, axes)
     figure.savefig(path.with_name('beta.png'), dpi=120)
 
 

@@ -21,6 +21,7 @@ import argparse
 import io
 import json
 from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ import yaml
 from PIL import Image
 from scipy.stats import rankdata
 from sklearn.neighbors import KNeighborsClassifier
-from tables import table
+from tables import finish, legend_below, table
 from timm.data import create_dataset, create_transform, resolve_data_config
 from torch import Tensor
 from torch.nn import functional as F
@@ -202,12 +203,17 @@ def few_shot(features: Tensor, target: Tensor, draws: int = 500) -> float:
     return float(np.mean(accuracies))
 
 
+def measured(results: list[dict[str, Any]]) -> dict[str, str]:
+    """The part of `MEASURED` that all results have."""
+    return {key: name for key, name in MEASURED.items() if all(key in result for result in results)}
+
+
 def correlations(results: list[dict[str, Any]]) -> str:
     """Spearman's rank correlations over the runs, and in brackets what is left of them among runs of equal accuracy.
 
     The latter are partial correlations given top-1: `(r_xy - r_xz r_yz) / sqrt((1 - r_xz^2) (1 - r_yz^2))`.
     """
-    columns = {key: name for key, name in MEASURED.items() if all(key in result for result in results)}
+    columns = measured(results)
     keys = ['eval_top1', *COHESION, *columns]
     rank = np.corrcoef(rankdata([[result[key] for result in results] for key in keys], axis=1))
 
@@ -228,19 +234,15 @@ def draw(names: list[str], results: list[dict[str, Any]], path: Path) -> None:
     """A panel for each figure against cosine cohesion, a dot for each run."""
     from matplotlib.figure import Figure
 
-    columns = {key: name for key, name in MEASURED.items() if all(key in result for result in results)}
+    columns = measured(results)
     figure = Figure(figsize=(3.2 * len(columns), 4.2), layout='constrained')
     for axes, (key, title) in zip(figure.subplots(1, len(columns), squeeze=False)[0], columns.items(), strict=True):
         for place, name in enumerate(names):
             points = [(result['eval_cosine_cohesion'], result[key]) for result in results if result['run'] == name]
             marker = 'os^Dv<>PX*'[place % 10]
             axes.plot(*zip(*points, strict=True), marker, color=f'C{place % 10}', alpha=0.8, label=name)
-        axes.set_title(title, fontsize=10)
-        axes.set_xlabel('cosine cohesion')
-        axes.grid(alpha=0.3)
-        axes.spines[['top', 'right']].set_visible(False)
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc='outside lower center', ncols=4, fontsize=9, frameon=False)
+        finish(axes, title, 'cosine cohesion')
+    legend_below(figure, axes)
     figure.savefig(path, dpi=120)
 
 
@@ -265,17 +267,17 @@ def main() -> None:
     if not classes.keys() <= all_classes.keys():
         parser.error(f'--data-dir must have the classes of the grid, got {args.data_dir}')
     networks = (Network(path.with_suffix(''), args.device) for path in paths)
-    config = Network(paths[0].with_suffix(''), args.device).config  # all have the same data
-    data = {split: load_images(Path(trained_on) / split, classes, config) for split in ('train', 'validation')}
+    first = next(networks)  # all have the same data
+    data = {split: load_images(Path(trained_on) / split, classes, first.config) for split in ('train', 'validation')}
     unseen = {name: number for number, name in enumerate(sorted(all_classes.keys() - classes.keys()))}
     if len(unseen) >= WAYS:
-        data['unseen'] = load_images(args.data_dir / 'validation', unseen, config)
+        data['unseen'] = load_images(args.data_dir / 'validation', unseen, first.config)
     if len(unseen) < WAYS or data['unseen'][1].bincount().min() <= SHOTS:
         data.pop('unseen', None)
         print(f'No few-shot accuracy: it needs {WAYS} other classes, each with more than {SHOTS} images.')
     bad = list(corrupted(data['validation'][0]))
     results = []
-    for run, network in zip(tqdm(runs, desc='runs'), networks, strict=True):
+    for run, network in zip(tqdm(runs, desc='runs'), chain([first], networks), strict=True):
         result = {key: value for key, value in run.items() if key != 'setting'}
         results.append({**result, **measure(network, data, bad, run['eval_top1'])})
         (args.grid / 'downstream.json').write_text(json.dumps(results, indent=1))

@@ -47,9 +47,20 @@ def draw(names: list[str], results: list[dict[str, Any]], path: Path) -> None:
             axes.plot(values, [place] * len(values), 'o', color='#0072B2', alpha=0.6, markersize=5)
             if values:
                 axes.plot([statistics.mean(values)] * 2, [place - 0.3, place + 0.3], color='#D55E00', linewidth=2)
-        axes.set_title(COLUMNS[column], fontsize=10)
+        finish(axes, COLUMNS[column], grid='x')
         axes.set_yticks(range(len(names)), names)
         axes.set_ylim(len(names) - 0.5, -0.5)
-        axes.grid(axis='x', alpha=0.3)
-        axes.spines[['top', 'right']].set_visible(False)
     figure.savefig(path, dpi=120)
+
+
+def finish(axes: Any, title: str, xlabel: str = '', grid: str = 'both') -> None:
+    """The look that the panels of all pictures share."""
+    axes.set_title(title, fontsize=10)
+    axes.set_xlabel(xlabel)
+    axes.grid(axis=grid, alpha=0.3)
+    axes.spines[['top', 'right']].set_visible(False)
+
+
+def legend_below(figure: Any, axes: Any) -> None:
+    """What the lines of a panel, and so of all, stand for."""
+    figure.legend(*axes.get_legend_handles_labels(), loc='outside lower center', ncols=4, fontsize=9, frameon=False)
