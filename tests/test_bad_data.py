@@ -291,3 +291,22 @@ def test_a_data_set_of_another_kind():
     assert images[2] == (1.5, 'label')
     with pytest.raises(UnreadableImage, match='image 0 cannot be read: division by zero'):
         images[0]
+
+
+@pytest.mark.parametrize('mode', ['RGB', 'L', None])
+def test_images_are_timms(tmp_path, mode):
+    """Of whatever mode file and data set are; a broken file is found when read, also if no mode is asked for."""
+    folder = tmp_path / 'class'
+    folder.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 10, 3), dtype=np.uint8)
+    for number, file_mode in enumerate(('RGB', 'L', 'RGBA', 'P', '1')):
+        Image.fromarray(pixels).convert(file_mode).save(folder / f'{number}.png')
+    timm_images = create_dataset('', root=str(tmp_path), input_img_mode=mode)
+    expected = [timm_images[number][0] for number in range(5)]
+    for number, image in enumerate(expected):
+        read = ReadableImages(timm_images)[number][0]
+        assert read.mode == image.mode
+        assert read.tobytes() == image.tobytes()
+    (folder / '4.png').write_bytes((folder / '0.png').read_bytes()[:-60])
+    with pytest.raises(UnreadableImage, match=r'4\.png'):
+        ReadableImages(timm_images).read(4)

@@ -11,7 +11,6 @@ from torch.utils.data import Subset
 from torchvision import datasets as tv
 
 from timm_synermix import create_synermix_loader, dataset_targets
-from timm_synermix.data import TensorEvalTransform
 from timm_synermix.datasets import check_classes, create_dataset
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
@@ -64,16 +63,6 @@ def test_clean_view_of_other_interpolations_and_crops(image_folder, kwargs):
     evaluation = create_transform((3, 16, 16), mean=MEAN, std=STD, **expected)
     for i, index in enumerate(indices):
         assert_same_pixels(x[i], evaluation(Image.open(dataset.reader[index][0]).convert('RGB')))
-
-
-@pytest.mark.parametrize('mode', ['L', 'RGBA', 'P', 'tensor'])
-def test_clean_view_of_other_images(mode):
-    """Those that are not RGB or grey go through timm's own transform, tensors too."""
-    evaluation = create_transform((3, 16, 16), interpolation='bicubic', crop_pct=0.8, use_prefetcher=True)
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 40, 4), dtype=np.uint8), 'RGBA')
-    image = torch.rand(3, 30, 40) if mode == 'tensor' else image.convert(mode)
-    view, expected = TensorEvalTransform(evaluation)(image), evaluation(image)
-    torch.testing.assert_close(view.float(), expected.float(), atol=2 if mode == 'L' else 0, rtol=0)
 
 
 def test_augmented_view_is_the_training_transform(image_folder):

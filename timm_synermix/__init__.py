@@ -10,13 +10,14 @@ if TYPE_CHECKING:
         synermix_loader_kwargs,
         synermix_task_kwargs,
     )
-    from timm_synermix.data import TwoViewTransform, create_synermix_loader, dataset_targets
+    from timm_synermix.data import create_synermix_loader, dataset_targets
     from timm_synermix.features import FeatureHook
     from timm_synermix.functional import IGNORE_INDEX, class_rows, intra_class_mix, intra_class_weight, synermix_loss
     from timm_synermix.manifold import ManifoldMixup
     from timm_synermix.mixup import Mixer, create_mixup
     from timm_synermix.sampler import SupplementBatchSampler
     from timm_synermix.task import SynerMixTask
+    from timm_synermix.views import TwoViewTransform
 
 # name -> module that is imported when the name is first asked for: flags should not have to wait for torch and timm
 _MODULES = {
@@ -26,7 +27,7 @@ _MODULES = {
     'Mixer': 'mixup',
     'SupplementBatchSampler': 'sampler',
     'SynerMixTask': 'task',
-    'TwoViewTransform': 'data',
+    'TwoViewTransform': 'views',
     'add_manifold_mixup_args': 'cli',
     'add_synermix_args': 'cli',
     'class_rows': 'functional',

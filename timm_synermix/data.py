@@ -1,9 +1,8 @@
-"""Two views of every image from one decode, and the loader that batches them."""
+"""The loader of two views of every image."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -13,10 +12,7 @@ from timm.data import create_transform
 from timm.data.distributed_sampler import RepeatAugSampler
 from timm.data.loader import PrefetchLoader, _worker_init
 from timm.data.random_erasing import RandomErasing
-from timm.data.transforms import MaybeToTensor
-from torch import Tensor
 from torch import distributed as dist
-from torch.nn.functional import interpolate
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -26,14 +22,12 @@ from torch.utils.data import (
     Subset,
     default_collate,
 )
-from torchvision import transforms
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional as F
 
 from timm_synermix.augment import add_small_image_augmentation
 from timm_synermix.loading import SampleLoader, SamplePrefetchLoader, shield
 from timm_synermix.reading import ReadableImages
 from timm_synermix.sampler import SupplementBatchSampler
+from timm_synermix.views import TensorEvalTransform, TwoViewDataset, TwoViewTransform, two_view_collate
 
 _logger = logging.getLogger(__name__)
 
@@ -49,100 +43,6 @@ _ONLY_VALUE: dict[str, Any] = dict(
     input_size_choices=None,
     fp16=False,
 )
-
-
-class TwoViewTransform:
-    """Turn one decoded image into its two views, `(clean, augmented)`.
-
-    Args:
-        clean: Deterministic transform of the unaugmented view, the recipe's evaluation transform.
-        augmented: The recipe's training transform. Must give the same shape as clean.
-    """
-
-    def __init__(self, clean: Callable[[Any], Tensor], augmented: Callable[[Any], Tensor]) -> None:
-        self.clean = clean
-        self.augmented = augmented
-
-    def __call__(self, image: Any) -> tuple[Tensor, Tensor]:
-        return self.clean(image), self.augmented(image)
-
-
-class TensorEvalTransform:
-    """timm's evaluation transform, with torch's resize of uint8 tensors: some four times as fast as Pillow's.
-
-    The pixels are those of torchvision's resize of tensors (but for rounding, on CPUs without AVX2). Photographs differ
-    from timm's by rounding alone, by at most 2 of 255. What is no RGB or grey PIL image goes through timm's.
-
-    Args:
-        transform: timm's evaluation transform, one that suits: it begins with a bilinear or bicubic `Resize` of the
-            shorter side and a `CenterCrop` within it.
-    """
-
-    def __init__(self, transform: transforms.Compose) -> None:
-        self.transform = transform
-        resize, crop, *rest = transform.transforms
-        self.size, self.mode, self.crop_size = resize.size, resize.interpolation.value, crop.size
-        self.rest = [
-            partial(F.to_dtype, dtype=torch.float32, scale=True) if isinstance(t, MaybeToTensor) else t for t in rest
-        ]
-
-    def __call__(self, image: Any) -> Tensor:
-        if getattr(image, 'mode', None) not in ('RGB', 'L'):
-            return self.transform(image)
-        # torchvision's own steps for tensors look around for longer than the resize of a small image takes
-        pixels = torch.from_numpy(np.array(image)).view(1, image.height, image.width, -1).permute(0, 3, 1, 2)
-        size = [self.size * side // min(image.size) for side in (image.height, image.width)]
-        top, left = (round((side - cropped) / 2) for side, cropped in zip(size, self.crop_size, strict=True))
-        pixels = interpolate(pixels, size, mode=self.mode, antialias=True)
-        pixels = pixels[0, :, top : top + self.crop_size[0], left : left + self.crop_size[1]]
-        for step in self.rest:
-            pixels = step(pixels)
-        return pixels
-
-    @staticmethod
-    def suits(transform: transforms.Compose) -> bool:
-        """Whether the first two steps are as they must be."""
-        resize, crop, *_ = transform.transforms
-        return (
-            isinstance(resize, transforms.Resize)
-            and isinstance(resize.size, int)
-            and resize.interpolation in (InterpolationMode.BILINEAR, InterpolationMode.BICUBIC)
-            and isinstance(crop, transforms.CenterCrop)
-            and max(crop.size) <= resize.size
-        )
-
-
-class TwoViewDataset(ReadableImages):
-    """The views of a data set's images: sample i is `((clean, augmented), target)`, sample `~i` `((clean,), target)`.
-
-    Sample `(i, AUGMENTED)` is `((augmented,), target)`.
-
-    Args:
-        dataset: See `ReadableImages`.
-        transform: Makes the views.
-    """
-
-    transform: TwoViewTransform
-
-    def __init__(self, dataset: Any, transform: TwoViewTransform) -> None:
-        super().__init__(dataset, transform)
-
-    def __getitem__(self, index: Any) -> tuple[tuple[Tensor, ...], int]:
-        if isinstance(index, tuple):
-            image, target = self.read(index[0])
-            return (self.transform.augmented(image),), target
-        if index >= 0:
-            return super().__getitem__(index)
-        image, target = self.read(~index)
-        return (self.transform.clean(image),), target
-
-
-def two_view_collate(batch: list[tuple[tuple[Tensor, ...], int]]) -> tuple[Tensor, Tensor]:
-    """Batch N samples, the first A of which have two views, as input `[N + A, C, H, W]` and target `[N]`."""
-    first = [views[0] for views, _ in batch]
-    second = [views[1] for views, _ in batch if len(views) > 1]
-    # in a worker, default_collate stacks into shared memory at once
-    return default_collate(first + second), torch.tensor([int(target) for _, target in batch])
 
 
 def dataset_targets(dataset: Dataset) -> np.ndarray | None:

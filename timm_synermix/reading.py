@@ -70,7 +70,10 @@ def _read(dataset: Any, index: int) -> tuple[Any, Any]:
         image = image.read()
     else:
         image = Image.open(image)
-        image = image.convert(dataset.input_img_mode) if dataset.input_img_mode else image
+        if dataset.input_img_mode in (None, image.mode):
+            image.load()  # convert() would copy the pixels, which takes as long as decoding a large photograph
+        else:
+            image = image.convert(dataset.input_img_mode)
     if target is None:
         target = -1
     elif dataset.target_transform is not None:

@@ -1,0 +1,151 @@
+"""The two views of an image, from one decode."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data.transforms import MaybeToTensor
+from torch import Tensor
+from torch.nn.functional import interpolate
+from torch.utils.data import default_collate
+from torchvision import transforms
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as F
+
+from timm_synermix.reading import ReadableImages
+
+
+class TwoViewTransform:
+    """Turn one decoded image into its two views, `(clean, augmented)`.
+
+    Args:
+        clean: Deterministic transform of the unaugmented view, the recipe's evaluation transform.
+        augmented: The recipe's training transform. Must give the same shape as clean.
+    """
+
+    def __init__(self, clean: Callable[[Any], Tensor], augmented: Callable[[Any], Tensor]) -> None:
+        self.clean = clean
+        self.augmented = augmented
+
+    def __call__(self, image: Any) -> tuple[Tensor, Tensor]:
+        return self.clean(image), self.augmented(image)
+
+
+class TensorEvalTransform:
+    """timm's evaluation transform, with torch's resize of uint8 tensors: some four times as fast as Pillow's.
+
+    The pixels are those of torchvision's resize of tensors (but for rounding, on CPUs without AVX2). Photographs differ
+    from timm's by rounding alone, by at most 2 of 255. What is no RGB or grey PIL image goes through timm's.
+
+    Args:
+        transform: timm's evaluation transform, one that suits: it begins with a bilinear or bicubic `Resize` of the
+            shorter side and a `CenterCrop` within it.
+    """
+
+    def __init__(self, transform: transforms.Compose) -> None:
+        self.transform = transform
+        resize, crop, *rest = transform.transforms
+        self.size, self.mode, self.crop_size = resize.size, resize.interpolation.value, crop.size
+        self.rest = [
+            partial(F.to_dtype, dtype=torch.float32, scale=True) if isinstance(t, MaybeToTensor) else t for t in rest
+        ]
+
+    def __call__(self, image: Any) -> Tensor:
+        if getattr(image, 'mode', None) not in ('RGB', 'L'):
+            return self.transform(image)
+        # torchvision's own steps for tensors look around for longer than the resize of a small image takes
+        pixels = _pixels(image)
+        size = [self.size * side // min(image.size) for side in (image.height, image.width)]
+        top, left = (round((side - cropped) / 2) for side, cropped in zip(size, self.crop_size, strict=True))
+        pixels = interpolate(pixels, size, mode=self.mode, antialias=True)
+        bands = len(image.mode)
+        pixels = pixels[0, :bands, top : top + self.crop_size[0], left : left + self.crop_size[1]]
+        for step in self.rest:
+            pixels = step(pixels)
+        return pixels
+
+    @staticmethod
+    def suits(transform: transforms.Compose) -> bool:
+        """Whether the first two steps are as they must be."""
+        resize, crop, *_ = transform.transforms
+        return (
+            isinstance(resize, transforms.Resize)
+            and isinstance(resize.size, int)
+            and resize.interpolation in (InterpolationMode.BILINEAR, InterpolationMode.BICUBIC)
+            and isinstance(crop, transforms.CenterCrop)
+            and max(crop.size) <= resize.size
+        )
+
+
+class _ArrowArray(ctypes.Structure):
+    """The part that is needed here of an `ArrowArray` of Arrow's C data interface, whose layout is fixed for good."""
+
+
+_ArrowArray._fields_ = [
+    *((name, ctypes.c_int64) for name in ('length', 'null_count', 'offset', 'n_buffers', 'n_children')),
+    ('buffers', ctypes.POINTER(ctypes.c_void_p)),
+    ('children', ctypes.POINTER(ctypes.POINTER(_ArrowArray))),
+]
+_capsule_pointer = ctypes.pythonapi.PyCapsule_GetPointer
+_capsule_pointer.argtypes, _capsule_pointer.restype = [ctypes.py_object, ctypes.c_char_p], ctypes.c_void_p
+
+
+class _PillowMemory:
+    """The memory in which Pillow holds an RGB or grey image, for numpy; RGB has a fourth byte per pixel."""
+
+    def __init__(self, image: Image.Image) -> None:
+        _, self._owner = image.__arrow_c_array__()  # the memory lives as long as this capsule
+        array = _ArrowArray.from_address(_capsule_pointer(self._owner, b'arrow_array'))
+        while array.n_children:  # RGB is a list of pixels, grey one of bytes
+            array = array.children[0].contents
+        shape = (image.height, image.width, array.length // (image.height * image.width))
+        self.__array_interface__ = dict(shape=shape, typestr='|u1', data=(array.buffers[1], False), version=3)
+
+
+def _pixels(image: Image.Image) -> Tensor:
+    """An RGB or grey image, uint8 `[1, C, H, W]`, C = 1, 3 or 4 (the fourth is padding); not to be written to."""
+    array: Any
+    try:
+        array = _PillowMemory(image)  # the copies to an array take as long as the resize
+    except (AttributeError, ValueError):  # Pillow before 11.2.1; an image of more than 16 MB, which is in pieces
+        array = np.array(image).reshape(image.height, image.width, -1)
+    return torch.from_numpy(np.asarray(array))[None].permute(0, 3, 1, 2)  # channels_last, as the resize likes it
+
+
+class TwoViewDataset(ReadableImages):
+    """The views of a data set's images: sample i is `((clean, augmented), target)`, sample `~i` `((clean,), target)`.
+
+    Sample `(i, AUGMENTED)` is `((augmented,), target)`.
+
+    Args:
+        dataset: See `ReadableImages`.
+        transform: Makes the views.
+    """
+
+    transform: TwoViewTransform
+
+    def __init__(self, dataset: Any, transform: TwoViewTransform) -> None:
+        super().__init__(dataset, transform)
+
+    def __getitem__(self, index: Any) -> tuple[tuple[Tensor, ...], int]:
+        if isinstance(index, tuple):
+            image, target = self.read(index[0])
+            return (self.transform.augmented(image),), target
+        if index >= 0:
+            return super().__getitem__(index)
+        image, target = self.read(~index)
+        return (self.transform.clean(image),), target
+
+
+def two_view_collate(batch: list[tuple[tuple[Tensor, ...], int]]) -> tuple[Tensor, Tensor]:
+    """Batch N samples, the first A of which have two views, as input `[N + A, C, H, W]` and target `[N]`."""
+    first = [views[0] for views, _ in batch]
+    second = [views[1] for views, _ in batch if len(views) > 1]
+    # in a worker, default_collate stacks into shared memory at once
+    return default_collate(first + second), torch.tensor([int(target) for _, target in batch])
