@@ -70,9 +70,8 @@ def _read(dataset: Any, index: int) -> tuple[Any, Any]:
         image = image.read()
     else:
         image = Image.open(image)
-        if dataset.input_img_mode in (None, image.mode):
-            image.load()  # convert() would copy the pixels, which takes as long as decoding a large photograph
-        else:
+        image.load()
+        if dataset.input_img_mode not in (None, image.mode):  # convert() would copy the image for nothing
             image = image.convert(dataset.input_img_mode)
     if target is None:
         target = -1

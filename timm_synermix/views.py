@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
 import numpy as np
+import PIL
 import torch
 from PIL import Image
 from timm.data.transforms import MaybeToTensor
@@ -92,28 +94,33 @@ _ArrowArray._fields_ = [
     ('buffers', ctypes.POINTER(ctypes.c_void_p)),
     ('children', ctypes.POINTER(ctypes.POINTER(_ArrowArray))),
 ]
-_capsule_pointer = ctypes.pythonapi.PyCapsule_GetPointer
+_capsule_pointer = ctypes.pythonapi['PyCapsule_GetPointer']  # by [], it is a function object of our own
 _capsule_pointer.argtypes, _capsule_pointer.restype = [ctypes.py_object, ctypes.c_char_p], ctypes.c_void_p
+_PILLOW_EXPORTS = int(PIL.__version__.split('.')[0]) >= 13  # before, doing so may crash, leak or be wrong
 
 
 class _PillowMemory:
-    """The memory in which Pillow holds an RGB or grey image, for numpy; RGB has a fourth byte per pixel."""
+    """The memory in which Pillow holds an RGB image, as an array `[H, W, 4]` for numpy; the fourth byte is padding.
+
+    Raises:
+        ValueError: The image is in several pieces, as one of more than 16 MB (4 million pixels) is.
+    """
 
     def __init__(self, image: Image.Image) -> None:
         _, self._owner = image.__arrow_c_array__()  # the memory lives as long as this capsule
         array = _ArrowArray.from_address(_capsule_pointer(self._owner, b'arrow_array'))
-        while array.n_children:  # RGB is a list of pixels, grey one of bytes
-            array = array.children[0].contents
-        shape = (image.height, image.width, array.length // (image.height * image.width))
-        self.__array_interface__ = dict(shape=shape, typestr='|u1', data=(array.buffers[1], False), version=3)
+        byte = array.children[0].contents  # an array of pixels, each of which is an array of bytes
+        shape = (image.height, image.width, byte.length // array.length)
+        self.__array_interface__ = dict(shape=shape, typestr='|u1', data=(byte.buffers[1], False), version=3)
 
 
 def _pixels(image: Image.Image) -> Tensor:
     """An RGB or grey image, uint8 `[1, C, H, W]`, C = 1, 3 or 4 (the fourth is padding); not to be written to."""
-    array: Any
-    try:
-        array = _PillowMemory(image)  # the copies to an array take as long as the resize
-    except (AttributeError, ValueError):  # Pillow before 11.2.1; an image of more than 16 MB, which is in pieces
+    array: Any = None
+    if _PILLOW_EXPORTS and image.mode == 'RGB':  # the copies to an array take half as long as the resize, or longer
+        with suppress(ValueError):
+            array = _PillowMemory(image)
+    if array is None:
         array = np.array(image).reshape(image.height, image.width, -1)
     return torch.from_numpy(np.asarray(array))[None].permute(0, 3, 1, 2)  # channels_last, as the resize likes it
 
