@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What SynerMix costs: every measurement in one run, as ratios, in one table (Markdown and JSON).
 
-    make bench          # all of it; on 2 cores that takes about an hour
+    make bench          # all of it; on 2 CPU cores that takes half an hour
     make bench-quick    # the short of it, some 5 minutes
     python benchmarks/bench.py --device cuda
 
