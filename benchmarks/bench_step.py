@@ -15,7 +15,7 @@ from measuring import Row, compare, in_turn, peak_memory, synchronise
 from timm.task import ClassificationTask
 from torch.utils.data import DistributedSampler
 
-from timm_synermix import SupplementBatchSampler, SynerMixTask, cifar_resnet  # noqa: F401  registers models
+from timm_synermix import SupplementBatchSampler, SynerMixTask
 from timm_synermix.functional import mix_rows
 
 NUM_CLASSES = 100
@@ -196,7 +196,7 @@ def profile(device: torch.device, rounds: int) -> list[tuple[str, float]]:
     images = torch.randn(2 * batch_size, 3, size, size, device=device)
     target = torch.randint(batch_size * 100 // 128, (batch_size,), device=device)
     mix, draw = wrap(mix_rows, 'mix'), wrap(task._draw, 'draw the weights')
-    with mock.patch('timm_synermix.task.mix_rows', mix), mock.patch.object(task, '_draw', draw):
+    with mock.patch('timm_synermix.task.synermix.mix_rows', mix), mock.patch.object(task, '_draw', draw):
         for number in range(rounds + 2):
             if number == 2:
                 spent.clear()

@@ -18,7 +18,8 @@ from timm.data import create_dataset, create_loader, resolve_data_config
 from timm.task import ClassificationEvaluator
 
 from timm_synermix import FeatureHook
-from timm_synermix.evaluate import CohesionMeter, evaluate
+from timm_synermix.engine.evaluate import evaluate
+from timm_synermix.metrics.collection import CohesionMeter
 
 
 def main() -> None:

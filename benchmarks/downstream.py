@@ -40,8 +40,9 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 from torchvision.transforms.v2 import functional as TF
 from tqdm import tqdm
 
-from timm_synermix import FeatureHook, cifar_resnet
+from timm_synermix import FeatureHook
 from timm_synermix.features import pool_feature
+from timm_synermix.models import resnet_cifar as cifar_resnet
 
 assert cifar_resnet  # registers its models with timm
 

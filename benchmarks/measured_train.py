@@ -18,7 +18,8 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import train
-from timm_synermix import SynerMixTask, build
+from timm_synermix import SynerMixTask
+from timm_synermix.engine import build
 
 
 class UnmixedTask(SynerMixTask):

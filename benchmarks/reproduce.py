@@ -38,7 +38,7 @@ import torch
 import yaml
 from tables import draw, table
 
-from timm_synermix.files import replacing
+from timm_synermix.utils.files import replacing
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -7,7 +7,7 @@ from PIL import Image
 from timm.data import create_transform
 from torchvision.transforms import functional as F
 
-from timm_synermix.augment import Cutout, add_small_image_augmentation
+from timm_synermix.data.transforms import Cutout, add_small_image_augmentation
 
 
 def colours(width=32, height=32):

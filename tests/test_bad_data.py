@@ -11,9 +11,9 @@ from PIL import Image
 from timm.data import create_transform
 
 from timm_synermix import create_synermix_loader
-from timm_synermix.datasets import create_dataset
-from timm_synermix.loading import Draw, SampleDataset
-from timm_synermix.reading import ReadableImages, UnreadableImage
+from timm_synermix.data.dataset import ReadableImages, SampleDataset, UnreadableImage
+from timm_synermix.data.dataset_factory import create_dataset
+from timm_synermix.data.sampler import Draw
 
 
 def png_of_size(width, height):

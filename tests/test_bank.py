@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from timm_synermix.bank import FeatureBank
 from timm_synermix.functional import class_rows, mix_rows, row_weight
+from timm_synermix.task.feature_bank import FeatureBank
 
 CLASSES, D = 6, 3
 

@@ -48,7 +48,7 @@ def test_the_naive_algorithm_is_synermix(monkeypatch):
     losses[0].backward()
     gradients = [[p.grad.clone() for p in model.parameters()]]
     model.zero_grad()
-    monkeypatch.setattr('timm_synermix.task.row_weight', lambda row, **_: intra_class_mix_weight(row, draws))
+    monkeypatch.setattr('timm_synermix.task.synermix.row_weight', lambda row, **_: intra_class_mix_weight(row, draws))
     task = SynerMixTask(model, criterion_kwargs=dict(smoothing=0.0), beta=0.3, verbose=False)
     model.double()
     losses.append(task(torch.cat([clean, augmented]), target)['loss'])

@@ -23,10 +23,10 @@ from torch import nn
 
 import train
 import validate
-from timm_synermix.checkpoint import RunSaver, SaveError
-from timm_synermix.files import replacing
-from timm_synermix.resume import find_resume_point
-from timm_synermix.weights import check_whole
+from timm_synermix.engine.checkpoint import RunSaver, SaveError
+from timm_synermix.engine.resume import find_resume_point
+from timm_synermix.utils.files import replacing
+from timm_synermix.utils.safe_load import check_whole
 
 
 class Model(nn.Linear):

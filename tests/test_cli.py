@@ -8,7 +8,7 @@ import timm.utils
 import yaml
 
 import train
-from timm_synermix.timm_args import ParseKwargs
+from timm_synermix.cli.timm_args import ParseKwargs
 
 FLAGS = json.loads((Path(__file__).parent / 'data' / 'timm_train_flags.json').read_text())
 TYPES = {'int': int, 'float': float, 'str': str}

@@ -11,7 +11,7 @@ from torch.utils.data import Subset
 from torchvision import datasets as tv
 
 from timm_synermix import create_synermix_loader, dataset_targets
-from timm_synermix.datasets import check_classes, create_dataset
+from timm_synermix.data.dataset_factory import check_classes, create_dataset
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
 

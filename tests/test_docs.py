@@ -24,8 +24,8 @@ from timm_synermix import (
     create_synermix_loader,
     intra_class_weight,
 )
-from timm_synermix.cli import create_parsers
-from timm_synermix.datasets import create_dataset
+from timm_synermix.cli.train_args import create_parsers
+from timm_synermix.data.dataset_factory import create_dataset
 
 
 def snippets(path):

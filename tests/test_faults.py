@@ -16,10 +16,10 @@ from torch import distributed as dist
 from torch import multiprocessing as mp
 
 import train
-from timm_synermix.build import run_facts
-from timm_synermix.datasets import create_dataset
-from timm_synermix.guard import LossGuard, NonFiniteLoss
-from timm_synermix.processes import HostGroup
+from timm_synermix.data.dataset_factory import create_dataset
+from timm_synermix.engine.loaders import run_facts
+from timm_synermix.engine.loss_guard import LossGuard, NonFiniteLoss
+from timm_synermix.utils.distributed import HostGroup
 
 # Runs train.py, whose n-th call of a function sends a signal to one of its processes, as RANK:NAME:N:SIGNAL says.
 FAULT = """

@@ -13,8 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from timm_synermix import SynerMixTask
 from timm_synermix.functional import row_weight
-from timm_synermix.gather import gather_rows
-from timm_synermix.seeding import seed_of
+from timm_synermix.task.gather import gather_rows
+from timm_synermix.utils.random import seed_of
 
 TARGET = torch.tensor([0, 1, 0, 3, 2, 1, 3, 3, 4])
 CUT = [slice(0, 5), slice(5, 9)]  # unequal parts; classes 1 and 3 are in both
@@ -91,7 +91,7 @@ def test_two_ranks_equal_one(tmp_path, free_port, monkeypatch):
         # the draws of the two ranks, for the images alone
         draws = row_weight(padded.clamp(min=-1) + 1, num_mixed=case.get('num_mixed', 0), generator=generator)[where()]
         monkeypatch.setattr(
-            'timm_synermix.task.row_weight', lambda row, draws=draws, **_: row_weight(row, weight=draws)
+            'timm_synermix.task.synermix.row_weight', lambda row, draws=draws, **_: row_weight(row, weight=draws)
         )
         task = SynerMixTask(whole_model, beta=case.get('beta', 0.3), verbose=False)
         clean, augmented = images()

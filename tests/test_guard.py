@@ -7,8 +7,8 @@ from torch import nn
 
 import train
 from timm_synermix import SynerMixTask, intra_class_mix
-from timm_synermix.guard import LossGuard, NonFiniteLoss
-from timm_synermix.processes import HostGroup
+from timm_synermix.engine.loss_guard import LossGuard, NonFiniteLoss
+from timm_synermix.utils.distributed import HostGroup
 
 NAN, INF = float('nan'), float('inf')
 
@@ -159,7 +159,7 @@ def test_nothing_is_stepped_for_an_update_that_is_left_out():
         return nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 2))
 
     args = train.parser.parse_args(['--device', 'cpu', '--max-bad-steps', '1'])
-    accelerator = train.create_accelerator(args)
+    accelerator = train.create_train_accelerator(args)
     trained, reference = model(), model()
     task = ClassificationTask(trained, verbose=False)
     optimizer = torch.optim.SGD(trained.parameters(), lr=0.5, momentum=0.9)
@@ -199,7 +199,7 @@ def test_gradient_scaling_is_not_counted():
     model = nn.Linear(3, 2)
     before = model.weight.clone()
     args = train.parser.parse_args(['--device', 'cpu', '--max-bad-steps', '1'])
-    accelerator = train.create_accelerator(args)
+    accelerator = train.create_train_accelerator(args)
     accelerator.scaler = torch.amp.GradScaler('cpu', init_scale=2.0**127, backoff_factor=0.5)
     optimizer = accelerator.prepare_optimizer(torch.optim.SGD(model.parameters(), lr=0.5))
     run = train.Run(args, accelerator, ClassificationTask(model, verbose=False), optimizer, batches)

@@ -13,7 +13,7 @@ from conftest import ROOT, SMALL
 from timm.data import create_dataset, create_loader, resolve_data_config
 
 from timm_synermix import FeatureHook
-from timm_synermix.evaluate import CohesionMeter
+from timm_synermix.metrics.collection import CohesionMeter
 
 TORCHRUN = ['-m', 'torch.distributed.run', '--nproc_per_node', '2', '--master_port', '0', '--standalone']
 # Runs train.py and has every rank write its weights and what its evaluation counted.

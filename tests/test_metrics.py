@@ -8,9 +8,8 @@ from sklearn.metrics import calinski_harabasz_score, silhouette_score
 from torch import distributed as dist
 from torch import multiprocessing as mp
 
-from timm_synermix.metrics import (
+from timm_synermix.metrics.class_moments import (
     CDNV,
-    NC1,
     CalinskiHarabasz,
     ClassTable,
     CosineCohesion,
@@ -19,9 +18,10 @@ from timm_synermix.metrics import (
     InterClassDistance,
     IntraClassDistance,
     MinInterClassDistance,
-    Silhouette,
-    cohesion_metrics,
 )
+from timm_synermix.metrics.collection import cohesion_metrics
+from timm_synermix.metrics.nc1 import NC1
+from timm_synermix.metrics.silhouette import Silhouette
 
 # The definitions, image by image and pair by pair.
 

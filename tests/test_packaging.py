@@ -15,10 +15,11 @@ def test_a_wheel_holds_the_package_and_both_scripts(tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         assert {name.partition('/')[0] for name in names if '.dist-info' not in name} == {'timm_synermix'}
-        for script in ('train.py', 'validate.py'):  # links in the repository
-            assert archive.read(f'timm_synermix/{script}') == (ROOT / script).read_bytes()
+        for script in ('train.py', 'validate.py'):
+            name = f'timm_synermix/{script}'
+            assert archive.read(name) == (ROOT / name).read_bytes()
         (entry_points,) = (name for name in names if name.endswith('entry_points.txt'))
-        assert b'timm-synermix-train = timm_synermix.train:main' in archive.read(entry_points)
+        assert b'timm-synermix-train = timm_synermix.entry:train' in archive.read(entry_points)
 
 
 def test_setup_py_works():
@@ -30,7 +31,8 @@ def test_setup_py_works():
 
 def test_what_is_slow_to_import_waits_until_it_is_used():
     """The flags need no torch; training without cohesion metrics and trackers needs no torchmetrics, no matplotlib."""
-    before_torch = 'import sys, timm_synermix.cli, timm_synermix.validate_args; assert "torch" not in sys.modules'
+    modules = 'sys, timm_synermix.cli, timm_synermix.cli.validate_args, timm_synermix.entry'
+    before_torch = f'import {modules}; assert "torch" not in sys.modules'
     lean = (
         'import sys, timm; before = set(sys.modules); import timm_synermix.train; '  # timm imports wandb where it is
         'assert not {"torchmetrics", "matplotlib", "sklearn", "wandb"} & (set(sys.modules) - before)'
@@ -43,7 +45,7 @@ def test_every_public_name_is_where_the_package_says():
     assert set(timm_synermix.__all__) == set(timm_synermix._MODULES) <= set(dir(timm_synermix))
     for name in timm_synermix.__all__:
         assert getattr(timm_synermix, name) is not None
-    assert timm_synermix.sampler.SupplementBatchSampler is timm_synermix.SupplementBatchSampler
+    assert timm_synermix.data.SupplementBatchSampler is timm_synermix.SupplementBatchSampler
     with pytest.raises(AttributeError, match='no_such_name'):
         timm_synermix.no_such_name  # noqa: B018
 

@@ -20,10 +20,10 @@ from timm.optim import create_optimizer_v2, optimizer_kwargs
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 
 import train
-from timm_synermix.build import resolve_lr
-from timm_synermix.checkpoint import RunSaver
-from timm_synermix.cli import mixup_active
-from timm_synermix.timm_args import ParseKwargs, add_timm_args
+from timm_synermix.cli.timm_args import ParseKwargs, add_timm_args
+from timm_synermix.cli.train_args import mixup_active
+from timm_synermix.engine.build import resolve_lr
+from timm_synermix.engine.checkpoint import RunSaver
 
 HPARAMS = ROOT / 'hparams'
 RECIPES = sorted(str(path.relative_to(HPARAMS)) for path in HPARAMS.rglob('*.yaml'))

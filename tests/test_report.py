@@ -7,10 +7,10 @@ import subprocess
 import pytest
 import torch
 
-from timm_synermix import plots
-from timm_synermix.metrics import ClassTable
-from timm_synermix.page import format_number
-from timm_synermix.report import Evaluated, _confused_pairs, _most_confused, _nearest_mean, write_report
+from timm_synermix.metrics.class_moments import ClassTable
+from timm_synermix.report import plots
+from timm_synermix.report.html import format_number
+from timm_synermix.report.report import Evaluated, _confused_pairs, _most_confused, _nearest_mean, write_report
 
 CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome', 'chrome'))), None)
 EVIL = '<script>alert("$x$")</script>'

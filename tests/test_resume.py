@@ -8,7 +8,7 @@ import torch
 from conftest import Kill, assert_same_run
 
 import train
-from timm_synermix.interrupts import StopRequest
+from timm_synermix.utils.signals import StopRequest
 
 VARIANTS = {
     'plain': ['--mixup', '0.5', '--cutmix', '1', '--reprob', '0.5', '--aa', 'rand-m9-mstd0.5', '--drop', '0.3'],

@@ -3,7 +3,7 @@ import pytest
 from torch.utils.data import DistributedSampler
 
 from timm_synermix import SupplementBatchSampler
-from timm_synermix.sampler import AUGMENTED
+from timm_synermix.data.sampler import AUGMENTED
 
 
 def create(targets, batch_size, *, rank=0, world=1, **kwargs):

@@ -15,8 +15,8 @@ from torch._dynamo.testing import CompileCounter
 
 from timm_synermix import ManifoldMixup, SynerMixTask
 from timm_synermix.functional import class_rows, row_weight
-from timm_synermix.mixup import HalfMixup, create_mixup
-from timm_synermix.seeding import seed_of
+from timm_synermix.task.mixup import HalfMixup, create_mixup
+from timm_synermix.utils.random import seed_of
 
 B, CLASSES = 8, 5
 TARGET = torch.tensor([0, 1, 0, 3, 1, 3, 3, 4])
@@ -56,7 +56,7 @@ def fixed_draws(monkeypatch):
     """Put known draws in place of the task's random ones."""
     draws = torch.rand(B, dtype=torch.float64) + 0.1
     monkeypatch.setattr(
-        'timm_synermix.task.row_weight',
+        'timm_synermix.task.synermix.row_weight',
         lambda row, num_mixed, generator: row_weight(row, num_mixed=num_mixed, weight=draws),
     )
     return draws

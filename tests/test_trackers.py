@@ -19,8 +19,8 @@ from wandb.proto.wandb_internal_pb2 import Record
 
 import train
 from timm_synermix import FeatureHook
-from timm_synermix.metrics import METRIC_NAMES, cohesion_metrics
-from timm_synermix.trackers import tracker_names
+from timm_synermix.engine.trackers import tracker_names
+from timm_synermix.metrics.collection import METRIC_NAMES, cohesion_metrics
 
 pytestmark = pytest.mark.filterwarnings('ignore::DeprecationWarning')  # 2026-11: of the trackers' own packages
 

@@ -16,8 +16,9 @@ from timm.task import ClassificationEvaluator, ClassificationTask, resume_task_c
 from torch import nn
 
 import train
-from timm_synermix import SynerMixTask, build
-from timm_synermix.metrics import METRIC_NAMES
+from timm_synermix import SynerMixTask
+from timm_synermix.engine import build
+from timm_synermix.metrics.collection import METRIC_NAMES
 
 FILES = {
     'args.yaml',
@@ -228,7 +229,7 @@ def test_accumulated_gradients_are_the_mean_over_batches():
     reference = nn.Linear(3, 2)
     reference.load_state_dict(model.state_dict())
     args = train.parser.parse_args(['--device', 'cpu', '--grad-accum-steps', '2'])
-    accelerator = train.create_accelerator(args)
+    accelerator = train.create_train_accelerator(args)
     task = ClassificationTask(model, verbose=False)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     run = train.Run(args, accelerator, task, accelerator.prepare_optimizer(optimizer), batches)
@@ -513,7 +514,7 @@ def test_bad_input(run_train, image_folder, tmp_path, capsys, name):
 
 
 def test_ctrl_c_while_building(run_train, monkeypatch, caplog):
-    monkeypatch.setattr(train, 'create_accelerator', lambda args: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(train, 'create_train_accelerator', lambda args: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(SystemExit) as error:
         run_train()
     assert error.value.code == 130
@@ -669,7 +670,7 @@ def test_channels_last_reaches_the_model(run_train, monkeypatch):
 def test_augmented_copies_are_averaged_in_evaluation():
     logits = torch.tensor([[2.0, 0.0], [0.0, 1.0], [0.0, 3.0], [1.0, 0.0]])
     target = torch.tensor([0, 0, 1, 1])
-    accelerator = train.create_accelerator(train.parser.parse_args(['--device', 'cpu']))
+    accelerator = train.create_train_accelerator(train.parser.parse_args(['--device', 'cpu']))
     batches = [(logits, target)]
     for tta, top1 in ((0, 50.0), (2, 100.0)):
         metrics = train.evaluate(accelerator, nn.Identity(), batches, ClassificationEvaluator('cpu'), tta=tta)

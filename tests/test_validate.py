@@ -22,10 +22,10 @@ from timm.data import create_dataset, create_loader
 from timm.task import ClassificationEvaluator
 
 import validate
-from timm_synermix import validate_build
-from timm_synermix.evaluators import LabelEvaluator
-from timm_synermix.metrics import METRIC_NAMES
-from timm_synermix.timm_args import ParseKwargs
+from timm_synermix.cli.timm_args import ParseKwargs
+from timm_synermix.engine import loaders as validate_build
+from timm_synermix.engine.evaluators import LabelEvaluator
+from timm_synermix.metrics.collection import METRIC_NAMES
 
 FLAGS = json.loads((Path(__file__).parent / 'data' / 'timm_validate_flags.json').read_text())
 TIMM_COLUMNS = ['model', 'top1', 'top1_err', 'top5', 'top5_err']

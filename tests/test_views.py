@@ -8,7 +8,7 @@ from timm.data import create_transform
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from timm_synermix import views
+from timm_synermix.data import transforms as views
 
 
 def picture(height, width, mode='RGB'):

@@ -1,0 +1,244 @@
+"""The flags of validate.py: timm's, with its names, types and defaults, and those of SynerMix."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+
+from timm_synermix.cli.checks import TrainParser, check_values, flag
+from timm_synermix.cli.timm_args import ParseKwargs
+
+_AT_LEAST = {
+    **dict.fromkeys(['batch_size', 'img_size', 'in_chans', 'num_samples', 'log_freq'], 1),
+    **dict.fromkeys(['workers', 'seed', 'crop_border_pixels'], 0),
+}
+
+
+_ONE_OF: dict[str, tuple[str | None, ...]] = {
+    'amp_dtype': ('float16', 'bfloat16'),
+    'model_dtype': (None, 'float32', 'float16', 'bfloat16'),
+    'crop_mode': (None, 'center', 'squash', 'border'),
+    'interpolation': ('', 'nearest', 'bilinear', 'bicubic', 'box', 'hamming', 'lanczos'),
+    'results_format': ('csv', 'json'),
+    'fuser': ('', 'te', 'old', 'nvfuser'),
+}
+
+
+def create_parser() -> argparse.ArgumentParser:
+    """The parser of validate.py."""
+    parser = TrainParser(
+        description='Evaluate image classifiers.', formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    for add_args in (_add_dataset_args, _add_model_args, _add_image_args, _add_device_args, _add_result_args):
+        add_args(parser)
+    add_cohesion_args(parser)
+    return parser
+
+
+def parse_args(
+    parser: argparse.ArgumentParser, argv: list[str] | None = None
+) -> tuple[argparse.Namespace, frozenset[str]]:
+    """Parse the command line.
+
+    Returns:
+        The arguments, and the names of those that the user gave.
+    """
+    absent = object()  # argparse leaves what is there already, unless the user gives a value
+    marked = parser.parse_args(argv, argparse.Namespace(**{action.dest: absent for action in parser._actions}))
+    given = frozenset(name for name, value in vars(marked).items() if value is not absent)
+    return parser.parse_args(argv), given
+
+
+def _add_dataset_args(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group('Dataset')
+    parser.add_argument('data', nargs='?', help='dataset folder, same as --data-dir (deprecated)')
+    group.add_argument('--data-dir', help='folder or tar file of the dataset')
+    group.add_argument(
+        '--dataset',
+        default='',
+        help='kind of dataset as TYPE/NAME, e.g. torch/cifar100, hfds/NAME, sklearn/digits; default: an image folder',
+    )
+    group.add_argument('--split', default='validation', help='name of the split')
+    group.add_argument('--num-samples', type=int, help='number of samples, for streaming datasets that do not know it')
+    group.add_argument(
+        '--dataset-download', action='store_true', help='let datasets that can download themselves do so'
+    )
+    group.add_argument('--class-map', type=str, default='', help='file that maps class names to indices')
+    group.add_argument('--input-key', type=str, help='name of the image field of a dataset')
+    group.add_argument(
+        '--input-img-mode',
+        type=str,
+        help='PIL mode images are converted to; default by the number of input channels, RGB or L',
+    )
+    group.add_argument('--target-key', type=str, help='name of the target field of a dataset')
+    group.add_argument(
+        '--dataset-trust-remote-code', action='store_true', help='let Hugging Face datasets run code from the hub'
+    )
+    group.add_argument(
+        '--real-labels', type=str, default='', help='JSON file of the reassessed labels of ImageNet, for its top-k'
+    )
+    group.add_argument(
+        '--valid-labels',
+        type=str,
+        default='',
+        help='file of class indices, one a line: the outputs of the model that the classes of the dataset stand for',
+    )
+
+
+def _add_model_args(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group('Model')
+    group.add_argument(
+        '--model',
+        '-m',
+        default='dpn92',
+        help="name of the timm model; 'all', a wildcard or a text file of names: their pretrained weights one by one",
+    )
+    group.add_argument(
+        '--pretrained', action='store_true', help='evaluate the pretrained weights, as without --checkpoint'
+    )
+    group.add_argument(
+        '--checkpoint',
+        type=str,
+        default='',
+        help='evaluate these weights: .pth.tar, .pth or .safetensors, or all of them in a folder. In the folder of a '
+        'training run, its args.yaml tells the model and the size of the images',
+    )
+    group.add_argument('--use-ema', action='store_true', help='evaluate the moving average in the checkpoint')
+    group.add_argument('--num-classes', type=int, help="number of classes; default: the model's")
+    group.add_argument('--gp', type=str, help="global pooling: fast, avg, max, avgmax, catavgmax; default: the model's")
+    group.add_argument(
+        '--model-kwargs', nargs='*', default={}, action=ParseKwargs, help='further arguments, as KEY=VAL'
+    )
+    group.add_argument('--test-pool', action='store_true', help='pool predictions over images larger than trained on')
+    group.add_argument('--reparam', action='store_true', help='merge the branches of models that can be')
+    group.add_argument('--fast-norm', action='store_true', help='use the faster, less precise normalisation layers')
+    group.add_argument('--fuser', type=str, default='', help='TorchScript fuser: te, old or nvfuser')
+    exclusive = group.add_mutually_exclusive_group()
+    exclusive.add_argument('--torchscript', action='store_true', help='convert the model to TorchScript')
+    exclusive.add_argument(
+        '--torchcompile', nargs='?', type=str, const='inductor', help='compile the model, with this backend'
+    )
+    exclusive.add_argument('--aot-autograd', action='store_true', help='compile the model with AOT Autograd')
+    group.add_argument('--torchcompile-mode', type=str, help='mode of torch.compile')
+
+
+def _add_image_args(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group('Images')
+    group.add_argument('--img-size', type=int, help="image size in pixels; default: the model's")
+    group.add_argument('--in-chans', type=int, help='number of image channels; default: 3')
+    group.add_argument('--input-size', nargs=3, type=int, help='all input dimensions, channels height width')
+    group.add_argument(
+        '--use-train-size', action='store_true', help="take the size the model was trained with, not its test size's"
+    )
+    group.add_argument('--crop-pct', type=float, help='fraction of the resized image that the crop keeps')
+    group.add_argument('--crop-mode', type=str, help="center, squash or border; default: the model's")
+    group.add_argument('--crop-border-pixels', type=int, help='pixels cut off all sides first')
+    group.add_argument('--mean', nargs='+', type=float, help='mean of the normalisation')
+    group.add_argument('--std', nargs='+', type=float, help='standard deviation of the normalisation')
+    group.add_argument('--interpolation', type=str, default='', help='interpolation of the resize')
+    group.add_argument('--tf-preprocessing', action='store_true', help='preprocess with TensorFlow')
+    group.add_argument('--naflex-loader', action='store_true', help='not supported')
+    group.add_argument('--naflex-max-seq-len', type=int, default=576, help='not supported')
+
+
+def _add_device_args(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group('Device')
+    group.add_argument('-j', '--workers', type=int, default=4, help='data loading processes')
+    group.add_argument('-b', '--batch-size', type=int, default=256, help='images per batch and process')
+    group.add_argument('--device', type=str, default='cuda', help='device to evaluate on: cuda, cpu, mps, ...')
+    group.add_argument('--num-gpu', type=int, default=1, help='only 1 is supported; torchrun starts more processes')
+    group.add_argument('--no-prefetcher', action='store_true', help='normalise images in the loader processes')
+    group.add_argument('--pin-mem', action='store_true', help='pin the memory of batches')
+    group.add_argument('--channels-last', action='store_true', help='use the channels-last memory layout')
+    group.add_argument('--amp', action='store_true', help='automatic mixed precision')
+    group.add_argument('--amp-dtype', type=str, default='float16', help='type of mixed precision: float16, bfloat16')
+    group.add_argument('--model-dtype', type=str, help='type of the model: float32, float16, bfloat16')
+    group.add_argument('--seed', type=int, default=42, help='random seed')
+    group.add_argument('--retry', action='store_true', help='try again with smaller batches after an error')
+
+
+def _add_result_args(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group('Results')
+    group.add_argument('--log-freq', type=int, default=10, help='batches between two lines of progress')
+    group.add_argument('--results-file', type=str, default='', help='write the results to this file')
+    group.add_argument('--results-format', type=str, default='csv', help='format of the results file: csv, json')
+    group.add_argument(
+        '--metrics-avg',
+        type=str,
+        choices=['micro', 'macro', 'weighted'],
+        help='add precision, recall and F1 score, averaged over the classes in this way',
+    )
+
+
+def add_cohesion_args(parser: argparse.ArgumentParser) -> None:
+    """Add what timm's script does not have: cohesion metrics, features, comparison, report."""
+    group = parser.add_argument_group('SynerMix')
+    group.add_argument(
+        '--cohesion',
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help='measure how tight and how far apart the classes are in feature space',
+    )
+    group.add_argument(
+        '--compare',
+        nargs='+',
+        metavar='PATH',
+        help='evaluate several checkpoints on the same images; a folder of a training run stands for its best one',
+    )
+    group.add_argument('--features-out', metavar='FILE', help='write features and targets to this file, as safetensors')
+    group.add_argument('--report', metavar='DIR', help='write a report with pictures, report.html, to this folder')
+
+
+def check_args(args: argparse.Namespace) -> None:
+    """Refuse flags that contradict each other, are out of range or not supported, before any work.
+
+    Raises:
+        ValueError: Names the flag, the rule and the value.
+    """
+    check_values(args, _AT_LEAST, _ONE_OF)
+    if args.crop_pct is not None and not args.crop_pct > 0:
+        raise ValueError(f'--crop-pct must be above 0, got {args.crop_pct}')
+    _check_supported(args)
+    _check_files(args)
+    if args.real_labels and args.valid_labels:
+        raise ValueError('--real-labels and --valid-labels cannot be used together: real labels are of all classes')
+    if args.compare and args.checkpoint:
+        raise ValueError('--compare and --checkpoint cannot be used together; list all checkpoints after --compare')
+    for name, value in {'--features-out': args.features_out, '--report': args.report}.items():
+        if value and args.torchscript:
+            raise ValueError(f'{name} and --torchscript cannot be used together: such a model hides its features')
+
+
+def _check_supported(args: argparse.Namespace) -> None:
+    if args.naflex_loader or args.naflex_max_seq_len != 576:
+        raise ValueError('--naflex-loader and --naflex-max-seq-len are not supported by this script; use that of timm')
+    if args.num_gpu != 1:
+        raise ValueError(
+            f'--num-gpu must be 1, got {args.num_gpu}; for more GPUs: torchrun --nproc_per_node N validate.py'
+        )
+    if args.tf_preprocessing and importlib.util.find_spec('tensorflow') is None:
+        raise ValueError('--tf-preprocessing needs the package tensorflow, which is not installed')
+    if args.torchcompile_mode and not args.torchcompile:
+        raise ValueError(f'--torchcompile-mode needs --torchcompile, got {args.torchcompile_mode} alone')
+
+
+def _check_files(args: argparse.Namespace) -> None:
+    for name in ('real_labels', 'valid_labels'):
+        path = getattr(args, name)
+        if path and not os.path.isfile(path):
+            raise ValueError(f"{flag(name)} must be a file that exists, got '{path}'")
+    for name in ('results_file', 'features_out'):
+        path = getattr(args, name)
+        if path and not os.path.isdir(os.path.dirname(path) or '.'):
+            raise ValueError(f"{flag(name)} must be in a folder that exists, got '{path}'")
+        if path and os.path.isdir(path):
+            raise ValueError(f"{flag(name)} must be a file, got the folder '{path}'")
+
+
+def create_folder(flag: str, path: str) -> None:
+    """Make the folder of a flag, before there is anything to lose; raise ValueError if that cannot be done."""
+    try:
+        os.makedirs(path, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{flag} must be a folder to write to, got '{path}': {error.strerror}") from error

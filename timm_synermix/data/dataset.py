@@ -1,0 +1,248 @@
+"""Images from a data set, one by one, with an error where one cannot be read."""
+
+from __future__ import annotations
+
+import logging
+import random
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data import ImageDataset
+from torch import Tensor
+from torch.utils.data import Dataset, Subset
+
+from timm_synermix.data.sampler import Draw, _image, _instead, _item
+from timm_synermix.data.transforms import TwoViewTransform
+from timm_synermix.utils.random import seed_everything, seed_of
+
+_logger = logging.getLogger(__name__)
+
+
+class UnreadableImage(ValueError):
+    """An image cannot be read. The message names it, and says why."""
+
+
+class ReadableImages(Dataset):
+    """The images of a map-style data set, transformed here.
+
+    timm's own data set would put the next image, often of another class, in the place of one that it cannot read.
+
+    Args:
+        dataset: A timm or torchvision image data set, or a Subset of one; its own transform is taken off.
+        transform: Applied to every image. None for none; timm's `create_loader` sets it.
+    """
+
+    def __init__(self, dataset: Any, transform: Callable[[Any], Any] | None = None) -> None:
+        self.dataset = dataset
+        self.transform = transform
+        source = dataset
+        while isinstance(source, Subset):
+            source = source.dataset
+        source.transform = None
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        image, target = self.read(index)
+        return (image if self.transform is None else self.transform(image)), target
+
+    def read(self, index: int) -> tuple[Any, Any]:
+        """The image, decoded but not transformed, and its target.
+
+        Raises:
+            UnreadableImage: It cannot be read, for whatever reason.
+        """
+        try:
+            return _read(self.dataset, index)
+        except Exception as error:  # decoders raise all kinds
+            reason = re.sub(r'<_io[^>]*>', 'it', ' '.join(str(error).split())) or type(error).__name__
+            raise UnreadableImage(f'{image_name(self.dataset, index)} cannot be read: {reason}') from error
+
+    def set_epoch(self, epoch: int) -> None:
+        """Pass the epoch on to a data set that wants to know it."""
+        if hasattr(self.dataset, 'set_epoch'):
+            self.dataset.set_epoch(epoch)
+
+
+def _read(dataset: Any, index: int) -> tuple[Any, Any]:
+    if isinstance(dataset, Subset):
+        return _read(dataset.dataset, dataset.indices[index])
+    if not isinstance(dataset, ImageDataset):
+        image, target, *_ = dataset[index]
+        return image, target
+    # ImageDataset.__getitem__ without its rule of taking the next image
+    image, target, *_ = dataset.reader[index]
+    if dataset.load_bytes:
+        image = image.read()
+    else:
+        image = Image.open(image)
+        image.load()
+        if dataset.input_img_mode not in (None, image.mode):  # convert() would copy the image for nothing
+            image = image.convert(dataset.input_img_mode)
+    if target is None:
+        target = -1
+    elif dataset.target_transform is not None:
+        target = dataset.target_transform(target)
+    return image, target
+
+
+def image_name(dataset: Any, index: int) -> str:
+    """The path of an image in its data set, or its number if it has none."""
+    if isinstance(dataset, Subset):
+        return image_name(dataset.dataset, dataset.indices[index])
+    if isinstance(dataset, ImageDataset):
+        try:
+            return str(dataset.filename(index, absolute=True))
+        except (NotImplementedError, AssertionError):  # a reader without names
+            pass
+    return f'image {index}'
+
+
+class TwoViewDataset(ReadableImages):
+    """The views of a data set's images: sample i is `((clean, augmented), target)`, sample `~i` `((clean,), target)`.
+
+    Sample `(i, AUGMENTED)` is `((augmented,), target)`.
+
+    Args:
+        dataset: See `ReadableImages`.
+        transform: Makes the views.
+    """
+
+    transform: TwoViewTransform
+
+    def __init__(self, dataset: Any, transform: TwoViewTransform) -> None:
+        super().__init__(dataset, transform)
+
+    def __getitem__(self, index: Any) -> tuple[tuple[Tensor, ...], int]:
+        if isinstance(index, tuple):
+            image, target = self.read(index[0])
+            return (self.transform.augmented(image),), target
+        if index >= 0:
+            return super().__getitem__(index)
+        image, target = self.read(~index)
+        return (self.transform.clean(image),), target
+
+
+_MAX_TRIES = 10  # images of a class that are tried in the place of an unreadable one, as many as in timm
+
+
+class SampleDataset(Dataset):
+    """Samples of a data set, each with random numbers of its own, and with others in the place of unreadable ones.
+
+    Whatever a sample's transforms draw from the global generators is a function of (seed, epoch, index): the generators
+    are seeded before each. An image that cannot be read is named once, and another image of its class takes its place,
+    drawn at random, which is not in the batch yet if the class has such a one.
+
+    Args:
+        dataset: Takes an index; raises UnreadableImage. `ReadableImages`, or a data set around one.
+        seed: Seed of all samples.
+        targets: The class of every image, int `[len(dataset)]`. None if unknown: then any image takes the place.
+        strict: Raise UnreadableImage instead.
+    """
+
+    def __init__(self, dataset: Any, seed: int = 42, targets: np.ndarray | None = None, strict: bool = False) -> None:
+        self.dataset = dataset
+        self.seed = seed
+        self.targets = targets
+        self.strict = strict
+        # 1 + the last epoch in which an image was skipped, 0 for never; workers write, the main process reads
+        self._skipped = torch.zeros(len(dataset), dtype=torch.int16).share_memory_()
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    @property
+    def transform(self) -> Any:
+        """That of the data set; timm's `create_loader` sets it."""
+        return self.dataset.transform
+
+    @transform.setter
+    def transform(self, transform: Any) -> None:
+        self.dataset.transform = transform
+
+    def set_epoch(self, epoch: int) -> None:
+        """Pass the epoch on to a data set that wants to know it."""
+        if hasattr(self.dataset, 'set_epoch'):
+            self.dataset.set_epoch(epoch)
+
+    def num_skipped(self, epoch: int = 0) -> int:
+        """How many images could not be read in an epoch."""
+        return int((self._skipped == epoch + 1).sum())
+
+    def lost_classes(self) -> list[int]:
+        """The classes of which every image was tried, and none could be read."""
+        if self.targets is None:
+            return []
+        skipped = self._skipped.numpy() > 0
+        lost = np.setdiff1d(self.targets[skipped], self.targets[~skipped])
+        return lost.tolist()
+
+    def __getitem__(self, draw: Any) -> Any:
+        return self.__getitems__([draw])[0]
+
+    def __getitems__(self, draws: Sequence[Any]) -> list[Any]:
+        """The samples of a batch of draws; of plain items, as of an evaluation, without seeding."""
+        in_batch = {_image(_item(draw)) for draw in draws}
+        return [self._sample(draw, in_batch) for draw in draws]
+
+    def _sample(self, draw: Any, in_batch: set[int]) -> Any:
+        if isinstance(draw, Draw):
+            seed_everything(seed_of('sample', self.seed, draw.epoch, _image(draw.item), draw.occurrence))
+        try:
+            return self.dataset[_item(draw)]
+        except UnreadableImage as error:
+            self._note(draw, _image(_item(draw)), error)
+            for image in self._others(draw, in_batch):
+                with suppress(UnreadableImage):
+                    sample = self.dataset[_instead(_item(draw), image)]
+                    in_batch.add(image)
+                    return sample
+            raise UnreadableImage(f'{error}; nor can another one of its class or its batch be') from error
+
+    def _note(self, draw: Any, image: int, error: UnreadableImage) -> None:
+        if self.strict:
+            raise error
+        if not self._skipped[image]:
+            _logger.warning(f'Skipped: {error}')
+        self._skipped[image] = 1 + (draw.epoch if isinstance(draw, Draw) else 0)
+
+    def _others(self, draw: Any, in_batch: set[int]) -> Iterator[int]:
+        """Images to try instead: of the class, then those of the class in the batch, then the others in the batch."""
+        image = _image(_item(draw))
+        generator = random.Random(seed_of('instead', self.seed, *(draw[:2] if isinstance(draw, Draw) else ()), image))
+        known = sorted(in_batch)
+        generator.shuffle(known)
+        targets = self.targets
+        if targets is None:
+            members = generator.sample(range(len(self)), min(len(self), len(known) + _MAX_TRIES))
+        else:
+            members = np.flatnonzero(targets == targets[image]).tolist()
+            generator.shuffle(members)
+            known.sort(key=lambda other: targets[other] != targets[image])
+        yield from [other for other in members if other not in in_batch][:_MAX_TRIES]
+        yield from [other for other in known if other != image]
+
+
+def warn_of_skipped(what: str, dataset: Any, epoch: int = 0, count: int | None = None) -> None:
+    """Say how many images could not be read, and which classes have none left.
+
+    Args:
+        what: Start of the log line.
+        dataset: A `SampleDataset`; nothing is said of another.
+        epoch: The epoch.
+        count: How many over all processes, if there are several.
+    """
+    if not isinstance(dataset, SampleDataset):
+        return
+    count = dataset.num_skipped(epoch) if count is None else count
+    if count:
+        _logger.warning(f'{what}: skipped {count} images that cannot be read, others of their class took their place')
+    lost = ', '.join(map(str, dataset.lost_classes()))
+    if lost:
+        _logger.warning(f'{what}: no image of class {lost} can be read, images of other classes took their place')

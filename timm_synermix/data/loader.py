@@ -1,0 +1,238 @@
+"""The loader of two views of every image."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from typing import Any
+
+import torch
+from timm.data import create_transform
+from timm.data.distributed_sampler import RepeatAugSampler
+from timm.data.loader import PrefetchLoader, _worker_init
+from timm.data.random_erasing import RandomErasing
+from torch import Tensor
+from torch import distributed as dist
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    DistributedSampler,
+    IterableDataset,
+    default_collate,
+)
+
+from timm_synermix.data.dataset import ReadableImages, TwoViewDataset
+from timm_synermix.data.dataset_factory import dataset_targets
+from timm_synermix.data.sample_loader import SampleLoader, SamplePrefetchLoader, shield
+from timm_synermix.data.sampler import SupplementBatchSampler
+from timm_synermix.data.transforms import TensorEvalTransform, TwoViewTransform, add_small_image_augmentation
+
+_logger = logging.getLogger(__name__)
+
+# What becomes of a class with one image in a batch, what its second image takes part in, and the size of the batch.
+CHOICES = {'singletons': ('supplement', 'keep', 'bank'), 'supplement': ('both', 'clean'), 'batch': ('grow', 'fixed')}
+
+
+# Arguments of timm's create_loader that have one meaning left with two views.
+_ONLY_VALUE: dict[str, Any] = dict(
+    is_training=True,
+    collate_fn=None,
+    num_aug_splits=0,
+    tf_preprocessing=False,
+    crop_border_pixels=None,
+    input_size_choices=None,
+    fp16=False,
+)
+
+
+def create_synermix_loader(
+    dataset: Any,
+    input_size: int | tuple[int, ...],
+    batch_size: int,
+    *,
+    singletons: str = 'supplement',
+    supplement: str = 'both',
+    batch: str = 'grow',
+    interval: int = 1,
+    batches_per_update: int = 1,
+    clean_view: bool = True,
+    seed: int = 42,
+    clean_interpolation: str = 'bilinear',
+    crop_pct: float | None = None,
+    crop_mode: str | None = None,
+    re_prob: float = 0.0,
+    re_mode: str = 'const',
+    re_count: int = 1,
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406),
+    std: tuple[float, ...] = (0.229, 0.224, 0.225),
+    num_aug_repeats: float = 0,
+    num_workers: int = 1,
+    distributed: bool = False,
+    pin_memory: bool = False,
+    img_dtype: torch.dtype = torch.float32,
+    device: torch.device | None = None,
+    use_prefetcher: bool = True,
+    use_multi_epochs_loader: bool = False,
+    persistent_workers: bool = True,
+    worker_seeding: str = 'all',
+    no_aug: bool = False,
+    re_split: bool = False,
+    strict: bool = False,
+    crop_padding: int = 0,
+    cutout: int = 0,
+    **transform_kwargs: Any,
+) -> PrefetchLoader | DataLoader:
+    """A training loader of clean and augmented views: timm's `create_loader` for SynerMix.
+
+    Takes the arguments of `timm.data.create_loader`, with the same meaning, and some of its own. A batch is
+    `(input, target)`: input `[2N, C, H, W]`, the N clean views first, then the N augmented ones of the same images, and
+    target int64 `[N]`. The clean view is the evaluation transform (resize and centre crop), the augmented one the
+    training transform, both from one decode. Random erasing skips the clean views. A batch depends on the seed and the
+    epoch, not on the workers, see `SampleLoader`; for an image that cannot be read another one of its class is taken.
+
+    Call `loader.batch_sampler.set_epoch(epoch)` at the start of each epoch. A data set without a `set_epoch` of its own
+    gets one that does so, since timm's train.py calls `dataset.set_epoch(epoch)` if there is one.
+
+    Args:
+        dataset: A timm or torchvision image data set, or a Subset of one. Its `transform` is set here: to None where
+            the loader's own data set makes the views of its images.
+        input_size: Image size, or `(C, H, W)`.
+        batch_size: Images per batch on this rank, before supplements; at least 2.
+        singletons: 'supplement' draws a second image for each class with one in the batch (paper step 1), 'keep' and
+            'bank' do not. A streaming data set has no others.
+        supplement: 'both': the second images have both views, as in the paper's code. 'clean': they have the clean view
+            alone, and stand last: input is `[N + A, C, H, W]`, with an augmented view of the first A images.
+        batch: 'grow' adds the second images to the batch, 'fixed' keeps every batch at batch_size, see
+            `SupplementBatchSampler`.
+        interval: Only every interval-th update has clean views and second images, the input of others is
+            `[B, C, H, W]`: half as many images to make.
+        batches_per_update: Batches whose gradients are accumulated for an update.
+        clean_view: False leaves the clean views out: input is `[B, C, H, W]`, batches and order are as with them.
+        seed: Seed of the order of the images (not with num_aug_repeats), of the supplements and of the augmentation.
+        clean_interpolation: Interpolation of the clean view.
+        crop_pct, crop_mode: Centre crop of the clean view.
+        num_aug_repeats: Repeated augmentation, through timm's sampler.
+        re_split: Has no effect: the clean views are never erased, which is what it asks for.
+        use_multi_epochs_loader: Has no effect: persistent_workers do what it is for.
+        worker_seeding: Of a streaming data set. Has no effect on others, whose samples have seeds of their own.
+        strict: Stop at the first image that cannot be read.
+        crop_padding, cutout: See `timm_synermix.augment.add_small_image_augmentation`.
+        transform_kwargs: Other arguments of `timm.data.create_transform`, for the augmented view. Those of
+            create_loader that two views leave no choice, as collate_fn or num_aug_splits, must have their default.
+
+    Returns:
+        PrefetchLoader with use_prefetcher, then images arrive on device and normalised; else DataLoader.
+
+    Raises:
+        ValueError: singletons, supplement or batch is unknown, batch_size is below 2, interval is used with a data set
+            that does not tell its labels, or an argument is not for two views.
+    """
+    for name, only_value in _ONLY_VALUE.items():
+        value = transform_kwargs.pop(name, only_value)
+        if value != only_value:
+            hint = '; Mixup belongs in SynerMixTask(mixup_fn=...)' if name == 'collate_fn' else ''
+            raise ValueError(f'{name} must be {only_value} in a loader of two views, got {value}{hint}.')
+    for name, value in (('singletons', singletons), ('supplement', supplement), ('batch', batch)):
+        if value not in CHOICES[name]:
+            raise ValueError(f'{name} must be one of {", ".join(CHOICES[name])}, got {value!r}.')
+    if batch_size < 2:
+        raise ValueError(f'batch_size must be at least 2 to mix images within a class, got {batch_size}.')
+    common = dict(mean=mean, std=std, use_prefetcher=use_prefetcher)
+    erasing: dict[str, Any] = dict(re_prob=re_prob, re_mode=re_mode, re_count=re_count)
+    clean = create_transform(
+        input_size, interpolation=clean_interpolation, crop_pct=crop_pct, crop_mode=crop_mode, **common
+    )
+    if TensorEvalTransform.suits(clean):
+        clean = TensorEvalTransform(clean)
+    augmented = create_transform(input_size, is_training=True, no_aug=no_aug, **common, **erasing, **transform_kwargs)
+    augmented = add_small_image_augmentation(augmented, crop_padding, cutout)
+    views = _set_views(dataset, TwoViewTransform(clean, augmented) if clean_view else augmented)
+
+    loader_kwargs: dict[str, Any] = dict(
+        num_workers=num_workers,
+        collate_fn=two_view_collate if clean_view else default_collate,
+        pin_memory=pin_memory,
+        worker_init_fn=partial(_worker_init, worker_seeding=worker_seeding),
+        persistent_workers=persistent_workers and num_workers > 0,
+    )
+    targets = dataset_targets(dataset)
+    if targets is None and interval > 1:
+        raise ValueError(
+            f'interval must be 1 for {type(dataset).__name__}, which does not tell its labels, got {interval}.'
+        )
+    if targets is None and singletons == 'supplement':
+        _logger.warning(
+            'SynerMix: %s does not tell its labels without reading its images, so a class with one image in a '
+            "batch is not supplemented (as with singletons='keep').",
+            type(dataset).__name__,
+        )
+    if isinstance(dataset, IterableDataset):
+        if hasattr(dataset, 'set_loader_cfg'):
+            dataset.set_loader_cfg(num_workers=num_workers)  # readers estimate their length from it
+        loader = shield(DataLoader(views, batch_size=batch_size, drop_last=True, **loader_kwargs))
+    else:
+        rank, world_size = (dist.get_rank(), dist.get_world_size()) if distributed else (0, 1)
+        order = _index_sampler(dataset, num_aug_repeats, seed, rank, world_size)
+        batch_sampler: Any
+        if targets is None:  # an even batch for Mixup is the recipe's to choose
+            batch_sampler = BatchSampler(order, batch_size, drop_last=True)
+        else:
+            batch_sampler = SupplementBatchSampler(
+                order,
+                targets,
+                batch_size,
+                supplement=singletons == 'supplement',
+                clean_only=supplement == 'clean',
+                fixed=batch == 'fixed',
+                interval=interval if clean_view else 1,
+                batches_per_update=batches_per_update,
+                seed=seed,
+                rank=rank,
+            )
+        shared: dict[str, Any] = dict(seed=seed, targets=targets, strict=strict, rank=rank, world_size=world_size)
+        loader = SampleLoader(views, batch_sampler, **shared, **loader_kwargs)
+        if not hasattr(type(dataset), 'set_epoch'):
+            dataset.set_epoch = loader.batch_sampler.set_epoch
+
+    if not use_prefetcher:
+        return loader
+    prefetch_kwargs: dict[str, Any] = dict(
+        mean=mean,
+        std=std,
+        channels=input_size[0] if isinstance(input_size, (tuple, list)) and len(input_size) == 3 else len(mean),
+        device=device or torch.device('cuda'),
+        img_dtype=img_dtype,
+    )
+    erase = None
+    if re_prob > 0 and not no_aug:
+        erase = RandomErasing(re_prob, mode=re_mode, max_count=re_count, device=prefetch_kwargs['device'])
+    return SamplePrefetchLoader(loader, erase, clean_view, **prefetch_kwargs)
+
+
+def _set_views(dataset: Any, transform: Any) -> Any:
+    """The data set of transformed images; that of a streaming data set is itself."""
+    if isinstance(dataset, IterableDataset):
+        streaming: Any = dataset
+        streaming.transform = transform
+        return streaming
+    return (
+        TwoViewDataset(dataset, transform)
+        if isinstance(transform, TwoViewTransform)
+        else ReadableImages(dataset, transform)
+    )
+
+
+def _index_sampler(dataset: Any, num_aug_repeats: float, seed: int, rank: int, world_size: int) -> Any:
+    """This rank's shuffled indices, by the samplers timm uses; one process is rank 0 of 1."""
+    shard: dict[str, Any] = dict(num_replicas=world_size, rank=rank)
+    if num_aug_repeats:
+        return RepeatAugSampler(dataset, num_repeats=num_aug_repeats, **shard)
+    return DistributedSampler(dataset, seed=seed, **shard)
+
+
+def two_view_collate(batch: list[tuple[tuple[Tensor, ...], int]]) -> tuple[Tensor, Tensor]:
+    """Batch N samples, the first A of which have two views, as input `[N + A, C, H, W]` and target `[N]`."""
+    first = [views[0] for views, _ in batch]
+    second = [views[1] for views, _ in batch if len(views) > 1]
+    # in a worker, default_collate stacks into shared memory at once
+    return default_collate(first + second), torch.tensor([int(target) for _, target in batch])

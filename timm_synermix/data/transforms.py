@@ -1,0 +1,179 @@
+"""The two views of an image, from one decode."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+import numpy as np
+import PIL
+import torch
+from PIL import Image
+from timm.data.transforms import MaybePILToTensor, MaybeToTensor, RandomResizedCropAndInterpolation, ToNumpy
+from torch import Tensor
+from torch.nn.functional import interpolate
+from torchvision import transforms
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as F
+
+
+class TwoViewTransform:
+    """Turn one decoded image into its two views, `(clean, augmented)`.
+
+    Args:
+        clean: Deterministic transform of the unaugmented view, the recipe's evaluation transform.
+        augmented: The recipe's training transform. Must give the same shape as clean.
+    """
+
+    def __init__(self, clean: Callable[[Any], Tensor], augmented: Callable[[Any], Tensor]) -> None:
+        self.clean = clean
+        self.augmented = augmented
+
+    def __call__(self, image: Any) -> tuple[Tensor, Tensor]:
+        return self.clean(image), self.augmented(image)
+
+
+class TensorEvalTransform:
+    """timm's evaluation transform, with torch's resize of uint8 tensors: some four times as fast as Pillow's.
+
+    The pixels are those of torchvision's resize of tensors (but for rounding, on CPUs without AVX2). Photographs differ
+    from timm's by rounding alone, by at most 2 of 255. What is no RGB or grey PIL image goes through timm's.
+
+    Args:
+        transform: timm's evaluation transform, one that suits: it begins with a bilinear or bicubic `Resize` of the
+            shorter side and a `CenterCrop` within it.
+    """
+
+    def __init__(self, transform: transforms.Compose) -> None:
+        self.transform = transform
+        resize, crop, *rest = transform.transforms
+        self.size, self.mode, self.crop_size = resize.size, resize.interpolation.value, crop.size
+        self.rest = [
+            partial(F.to_dtype, dtype=torch.float32, scale=True) if isinstance(t, MaybeToTensor) else t for t in rest
+        ]
+
+    def __call__(self, image: Any) -> Tensor:
+        if getattr(image, 'mode', None) not in ('RGB', 'L'):
+            return self.transform(image)
+        # torchvision's own steps for tensors look around for longer than the resize of a small image takes
+        pixels = _pixels(image)
+        size = [self.size * side // min(image.size) for side in (image.height, image.width)]
+        top, left = (round((side - cropped) / 2) for side, cropped in zip(size, self.crop_size, strict=True))
+        pixels = interpolate(pixels, size, mode=self.mode, antialias=True)
+        bands = len(image.mode)
+        pixels = pixels[0, :bands, top : top + self.crop_size[0], left : left + self.crop_size[1]]
+        for step in self.rest:
+            pixels = step(pixels)
+        return pixels
+
+    @staticmethod
+    def suits(transform: transforms.Compose) -> bool:
+        """Whether the first two steps are as they must be."""
+        resize, crop, *_ = transform.transforms
+        return (
+            isinstance(resize, transforms.Resize)
+            and isinstance(resize.size, int)
+            and resize.interpolation in (InterpolationMode.BILINEAR, InterpolationMode.BICUBIC)
+            and isinstance(crop, transforms.CenterCrop)
+            and max(crop.size) <= resize.size
+        )
+
+
+class _ArrowArray(ctypes.Structure):
+    """The part that is needed here of an `ArrowArray` of Arrow's C data interface, whose layout is fixed for good."""
+
+
+_ArrowArray._fields_ = [
+    *((name, ctypes.c_int64) for name in ('length', 'null_count', 'offset', 'n_buffers', 'n_children')),
+    ('buffers', ctypes.POINTER(ctypes.c_void_p)),
+    ('children', ctypes.POINTER(ctypes.POINTER(_ArrowArray))),
+]
+
+
+_capsule_pointer = ctypes.pythonapi['PyCapsule_GetPointer']  # by [], it is a function object of our own
+
+
+_capsule_pointer.argtypes, _capsule_pointer.restype = [ctypes.py_object, ctypes.c_char_p], ctypes.c_void_p
+
+
+_PILLOW_EXPORTS = int(PIL.__version__.split('.')[0]) >= 13  # before, doing so may crash, leak or be wrong
+
+
+class _PillowMemory:
+    """The memory in which Pillow holds an RGB image, as an array `[H, W, 4]` for numpy; the fourth byte is padding.
+
+    Raises:
+        ValueError: The image is in several pieces, as one of more than 16 MB (4 million pixels) is.
+    """
+
+    def __init__(self, image: Image.Image) -> None:
+        _, self._owner = image.__arrow_c_array__()  # the memory lives as long as this capsule
+        array = _ArrowArray.from_address(_capsule_pointer(self._owner, b'arrow_array'))
+        byte = array.children[0].contents  # an array of pixels, each of which is an array of bytes
+        shape = (image.height, image.width, byte.length // array.length)
+        self.__array_interface__ = dict(shape=shape, typestr='|u1', data=(byte.buffers[1], False), version=3)
+
+
+def _pixels(image: Image.Image) -> Tensor:
+    """An RGB or grey image, uint8 `[1, C, H, W]`, C = 1, 3 or 4 (the fourth is padding); not to be written to."""
+    array: Any = None
+    if _PILLOW_EXPORTS and image.mode == 'RGB':  # the copies to an array take half as long as the resize, or longer
+        with suppress(ValueError):
+            array = _PillowMemory(image)
+    if array is None:
+        array = np.array(image).reshape(image.height, image.width, -1)
+    return torch.from_numpy(np.asarray(array))[None].permute(0, 3, 1, 2)  # channels_last, as the resize likes it
+
+
+class Cutout:
+    """Blacken one square of a PIL image, centred on a random pixel and clipped by the borders (arXiv 1708.04552).
+
+    Args:
+        length: Side of the square in pixels.
+    """
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        image = image.copy()
+        left, top = (int(torch.randint(side, ())) - self.length // 2 for side in image.size)
+        right, bottom = left + self.length, top + self.length
+        image.paste(0, (max(left, 0), max(top, 0), min(right, image.width), min(bottom, image.height)))
+        return image
+
+
+def add_small_image_augmentation(
+    transform: transforms.Compose, crop_padding: int = 0, cutout: int = 0
+) -> transforms.Compose:
+    """timm's training transform with the augmentation customary for CIFAR.
+
+    Args:
+        transform: Of `timm.data.create_transform(is_training=True)`. Without a random resized crop, as with no_aug, it
+            is given back as it is.
+        crop_padding: In place of the random resized crop: a random crop of the image, padded with so many black pixels
+            at each side. An image of another size is first resized, bilinearly, and cropped in its centre. 0 leaves
+            the crop.
+        cutout: Side of the square of `Cutout`, the last step on the image itself. 0 for none.
+
+    Raises:
+        ValueError: transform begins with another crop.
+
+    Source: the CIFAR-100 and mini-ImageNet settings of SynerMix's code (crop with padding 4 or 12, Cutout 16 or 32).
+    """
+    steps: list[Any] = list(transform.transforms)
+    crop = steps[0]
+    if isinstance(crop, transforms.Resize):
+        return transform
+    if crop_padding:
+        if not isinstance(crop, RandomResizedCropAndInterpolation):
+            raise ValueError(f'crop_padding needs the random resized crop, got {type(crop).__name__} in its place.')
+        whole = [transforms.Resize(max(crop.size)), transforms.CenterCrop(crop.size)]
+        steps[:1] = [*whole, transforms.RandomCrop(crop.size, crop_padding)]
+    if cutout:
+        end = next(i for i, s in enumerate(steps) if isinstance(s, (ToNumpy, MaybeToTensor, MaybePILToTensor)))
+        steps.insert(end, Cutout(cutout))
+    return transforms.Compose(steps)

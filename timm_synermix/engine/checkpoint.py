@@ -1,0 +1,344 @@
+"""Checkpoints in timm's own format, written whole or not at all, and the best weights as safetensors."""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import logging
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+import safetensors.torch
+from safetensors import SafetensorError
+from timm.models import safe_model_name
+from timm.utils import CheckpointSaver, get_outdir, get_state_dict, unwrap_model
+
+from timm_synermix.utils.files import replace, replacing, sync
+from timm_synermix.utils.safe_load import LOAD_ERRORS, load_content
+from timm_synermix.utils.summary import trim_summary
+
+_logger = logging.getLogger(__name__)
+
+FORMAT = 1  # of what a checkpoint holds beside timm's
+
+
+class SaveError(OSError):
+    """A file of a run cannot be written. The message names it, and says why."""
+
+
+def experiment_name(args: argparse.Namespace, img_size: int) -> str:
+    """Name of this run's folder: --experiment, or the time, the model and the image size."""
+    stamp = datetime.now().strftime('%Y%m%d-%H%M%S')
+    return args.experiment or f'{stamp}-{safe_model_name(args.model)}-{img_size}'
+
+
+def output_root(args: argparse.Namespace) -> str:
+    """Path of the folder of all runs."""
+    return args.output or './output/train'
+
+
+def output_folder(args: argparse.Namespace) -> str:
+    """Path of this run's folder, `<output>/<experiment>`."""
+    return os.path.join(output_root(args), args.experiment)
+
+
+def how_to_continue(args: argparse.Namespace) -> str:
+    """What to tell a user whose run has stopped."""
+    folder = output_folder(args) if args.experiment else ''
+    paths = [path for path in checkpoint_paths(folder) if os.path.isfile(path)] if folder else []
+    if not paths:
+        return 'No checkpoint has been saved, there is nothing to continue.'
+    newest = max(paths, key=os.path.getmtime)  # of the names of one file the first, `last`
+    flags = f'--output {args.output} ' if args.output else ''
+    return f'The last good checkpoint is {newest}. Add {flags}--experiment {args.experiment} --resume auto to go on.'
+
+
+def checkpoint_paths(folder: str) -> list[str]:
+    """The checkpoints in a run's folder from which it can go on."""
+    names = ('last.pth.tar', 'recovery-*.pth.tar', 'checkpoint-*.pth.tar')
+    return [path for name in names for path in sorted(glob.glob(os.path.join(glob.escape(folder), name)))]
+
+
+def _listdir(folder: str) -> list[str]:
+    return os.listdir(folder) if os.path.isdir(folder) else []
+
+
+@contextmanager
+def save_errors(folder: str) -> Iterator[None]:
+    """Turn an error of writing to a run's folder into a SaveError."""
+    try:
+        yield
+    except SaveError:
+        raise
+    except (OSError, SafetensorError) as error:
+        raise SaveError(f'Cannot write to {folder}: {error}') from error
+
+
+class NewerFormat(ValueError):
+    """A checkpoint is of a newer version of this package."""
+
+
+@dataclass
+class ResumePoint:
+    """A checkpoint to go on from.
+
+    Attributes:
+        path: The file.
+        content: What it holds; tensors are read when they are needed.
+        epoch: The epoch to go on with.
+        batch: How many batches of that epoch are done, on each process.
+        passed_over: Damaged files in whose place this one was taken.
+    """
+
+    path: str
+    content: dict[str, Any]
+    epoch: int = 0
+    batch: int = 0
+    passed_over: list[str] = field(default_factory=list)
+
+    @classmethod
+    def read(cls, path: str) -> ResumePoint:
+        """Read a training checkpoint, of this script or of timm's; raises one of `LOAD_ERRORS` if it is none."""
+        content = load_content(path)
+        if not isinstance(content, dict):
+            raise ValueError(f'it holds no checkpoint but {type(content).__name__}')
+        point = cls(path, content)
+        try:
+            version = int(point.state.get('format', FORMAT))
+            if point.state:
+                point.epoch, point.batch = int(point.state['epoch']), int(point.state['batch'])
+            elif 'epoch' in content:
+                point.epoch = int(content['epoch']) + (content.get('version', 1) > 1)
+            sound = min(point.place) >= 0 and _is_history(content)
+            sound = sound and all('losses' in rank for rank in point.state.get('ranks', ()) if point.batch)
+        except (KeyError, TypeError, ValueError, AttributeError):
+            sound = False
+        if not sound:
+            raise ValueError('it is not a checkpoint of a training run')
+        if version > FORMAT:
+            raise NewerFormat(f'it has format {version}, of a newer version of timm-synermix; this one knows {FORMAT}')
+        return point
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Epoch and batch, by which checkpoints are ordered."""
+        return self.epoch, self.batch
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """What `RunSaver` keeps of a run beside timm's checkpoint; of one of timm's, nothing."""
+        saver = self.content.get('saver')
+        return (saver.get('run') or {}) if isinstance(saver, dict) else {}
+
+    def is_in(self, folder: str) -> bool:
+        """Whether the file lies in a folder."""
+        return os.path.isdir(folder) and os.path.samefile(os.path.dirname(os.path.realpath(self.path)), folder)
+
+    @property
+    def is_last(self) -> bool:
+        """Whether it is the last checkpoint of whole epochs."""
+        return os.path.basename(os.path.realpath(self.path)) == 'last.pth.tar' and not self.batch
+
+
+def _is_history(content: dict[str, Any]) -> bool:
+    """Whether the numbers are numbers: files are named by them, and deleted."""
+    saver = content.get('saver') or {}
+    files = list(saver.get('checkpoint_files', ()))
+    numbers = [content.get('metric'), saver.get('best_metric'), saver.get('best_epoch'), *(value for _, value in files)]
+    return (
+        isinstance(content.get('epoch', 0), int)
+        and all(value is None or isinstance(value, (int, float)) for value in numbers)
+        and all(isinstance(name, str) for name, _ in files)
+    )
+
+
+class RunSaver(CheckpointSaver):
+    """timm's CheckpointSaver of one run's folder, which also keeps `model_best.safetensors`.
+
+    A file is written beside the one it replaces, waited for until it is on the disk, and renamed: whenever the process,
+    the machine or the disk fails, the checkpoint before is there.
+
+    Args:
+        folder: The run's folder, created here.
+        args_text: Text of `args.yaml`.
+        resume_from: Checkpoint the run goes on from, or None. One of this folder brings its history.
+        start: First epoch, and first batch in it.
+        complete: There is nothing left to train: nothing is written but what a kill after the last checkpoint left out.
+        kwargs: Arguments of CheckpointSaver, with a task.
+
+    Attributes:
+        run_state: What the next checkpoint holds beside timm's: 'epoch' and 'batch' to go on with, and what else a run
+            needs to go on as if it had never stopped. The format is added here.
+
+    Raises:
+        ValueError: The folder cannot be written to.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        args_text: str,
+        *,
+        resume_from: ResumePoint | None,
+        start: tuple[int, int],
+        complete: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        self.summary_path = os.path.join(folder, 'summary.csv')
+        self.run_state: dict[str, Any] = {}
+        self._begun = complete
+        goes_on = resume_from is not None and resume_from.is_in(folder)
+        self._start = start if goes_on else (0, 0)
+        self._damaged = resume_from.passed_over if resume_from is not None else []
+        try:
+            get_outdir(folder)
+            if not complete:
+                with replacing(os.path.join(folder, 'args.yaml')) as path, open(path, 'w') as file:
+                    file.write(args_text)
+        except OSError as error:
+            raise ValueError(f"--output: cannot write to the run's folder {folder}: {error.strerror}") from error
+        for name in _listdir(folder):  # left behind by a process that was killed while it wrote
+            if re.fullmatch(r'(recovery_)?tmp\.pth\.tar|.*\.(yaml|csv|pth\.tar|safetensors)\.tmp', name):
+                os.remove(os.path.join(folder, name))
+        super().__init__(checkpoint_dir=folder, recovery_dir=folder, **kwargs)
+        if goes_on and resume_from is not None:
+            self._go_on(resume_from)
+
+    def _go_on(self, point: ResumePoint) -> None:
+        """Take over the history of a checkpoint of this folder."""
+        state = point.content.get('saver')
+        if not isinstance(state, dict):
+            return
+        # Names only, and only such as this class gives: these files will be deleted some day.
+        own = re.compile(r'checkpoint-\d+\.pth\.tar')
+        files = [(name, value) for name, value in state.get('checkpoint_files', ()) if own.fullmatch(name)]
+        epoch, metric = point.content['epoch'], point.content.get('metric')
+        pending = (None, None) if point.batch or point.is_last else (epoch, metric)
+        self.load_state_dict({**state, 'checkpoint_files': files, 'pending': pending})
+        if point.is_last and point.place == self._start:  # again: the run may have ended between saving and this
+            self._rank(epoch, metric, point.content)
+            if epoch + 1 in (getattr(self.args, 'save_epochs', None) or ()):
+                self.save_milestone(epoch + 1)
+
+    def begin(self) -> None:
+        """Before the first checkpoint of this run is written: put aside what is not of it.
+
+        Checkpoints that are damaged or beyond the place where the run goes on, or all of them if it begins anew, are
+        renamed to a name ending in `.old`, `.old2`, ...; rows of summary.csv from there on are dropped.
+        """
+        if self._begun:
+            return
+        self._begun = True
+        folder = self.checkpoint_dir
+        suffixes = ('.old', *(f'.old{n}' for n in range(2, 10_000)))
+        suffix = next(s for s in suffixes if not any(name.endswith(s) for name in _listdir(folder)))
+        with save_errors(folder):
+            best = os.path.join(folder, 'model_best.pth.tar')
+            found = filter(os.path.isfile, [*checkpoint_paths(folder), best])
+            aside = [path for path in found if self._is_foreign(path)]
+            if best in aside:
+                aside.append(os.path.join(folder, 'model_best.safetensors'))
+            if self._start == (0, 0):
+                aside.append(self.summary_path)
+            for path in filter(os.path.exists, aside):
+                _logger.info(f'Renamed {path} to {os.path.basename(path)}{suffix}: this run does not go on from it.')
+                replace(path, path + suffix)
+            if self._start > (0, 0):
+                trim_summary(self.summary_path, self._start[0])
+            kept = None if self.best_epoch is None else self._checkpoint_path(self.best_epoch)
+            if best in aside and kept is not None and os.path.exists(kept):
+                self._duplicate(kept, best)
+                self._save_safetensors(load_content(kept))
+        recoveries = sorted(_recoveries(folder), key=lambda item: item[0])
+        self.prev_recovery_file, self.curr_recovery_file = ['', '', *(path for _, path in recoveries)][-2:]
+
+    def _is_foreign(self, path: str) -> bool:
+        if path in self._damaged:
+            return True
+        try:
+            return not (0, 0) < ResumePoint.read(path).place <= self._start
+        except OSError:  # it may be there again in a moment
+            return False
+        except LOAD_ERRORS:
+            return True
+
+    def state_dict(self, epoch: int | None = None, metric: float | None = None) -> dict[str, Any]:
+        """timm's bookkeeping, and under 'run' what this script needs."""
+        return {**super().state_dict(epoch, metric), 'run': {'format': FORMAT, **self.run_state}}
+
+    def save_checkpoint(self, epoch: int, metric: float | None = None) -> tuple[float | None, int | None]:
+        """Save as timm does; if it is the best so far, save its weights as safetensors too."""
+        self.begin()
+        temporary = os.path.join(self.checkpoint_dir, 'tmp' + self.extension)
+        self._save(temporary, epoch, metric)
+        self._replace(temporary, os.path.join(self.checkpoint_dir, 'last' + self.extension))
+        self._rank(epoch, metric)
+        return self.best_metric, self.best_epoch
+
+    def save_recovery(self, epoch: int, batch_idx: int = 0) -> None:
+        """Save in the middle of an epoch, as timm does."""
+        self.begin()
+        super().save_recovery(epoch, batch_idx)
+
+    def _rank(self, epoch: int, metric: float | None, content: dict[str, Any] | None = None) -> None:
+        """Keep `last` under its number if it is among the best, and as the best if it is that: timm's rules.
+
+        Args:
+            epoch, metric: Of `last`.
+            content: What it holds, if that is not what the task has now.
+        """
+        full = len(self.checkpoint_files) >= self.max_history
+        worst = self.checkpoint_files[-1][1] if self.checkpoint_files else None
+        if not full or worst is None or (metric is not None and self.cmp(metric, worst)):
+            if full:
+                self._cleanup_checkpoints(1)
+            path = self._checkpoint_path(epoch)
+            self._duplicate(os.path.join(self.checkpoint_dir, 'last' + self.extension), path)
+            self._track_checkpoint(path, epoch, metric)
+        if self.best_epoch == epoch:
+            self._save_safetensors(content)
+
+    def _save(self, save_path: str, epoch: int, metric: float | None = None) -> None:
+        try:
+            super()._save(save_path, epoch, metric)
+            sync(save_path)
+        except (OSError, RuntimeError) as error:  # torch's writer has no errno
+            with suppress(OSError):
+                os.remove(save_path)
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise SaveError(f'Cannot save the checkpoint {save_path}: {reason}') from error
+
+    def _replace(self, src: str, dst: str) -> None:
+        with save_errors(self.checkpoint_dir):
+            replace(src, dst)
+
+    def _duplicate(self, src: str, dst: str) -> None:
+        with save_errors(self.checkpoint_dir):
+            temporary = dst + '.tmp'
+            super()._duplicate(src, temporary)
+            sync(temporary)
+            replace(temporary, dst)
+            with suppress(FileNotFoundError):  # renaming one name of a file to another of it leaves both
+                os.remove(temporary)
+
+    def _save_safetensors(self, content: dict[str, Any] | None = None) -> None:
+        # The averaged weights if there are any: those are what timm loads from model_best.pth.tar too.
+        if content is None:
+            state = get_state_dict(self.task.get_eval_model(ema=self.task.has_ema()), unwrap_model)
+        else:
+            state = content.get('state_dict_ema') or content['state_dict']
+        state = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}  # no aliases
+        path = os.path.join(self.checkpoint_dir, 'model_best.safetensors')
+        with save_errors(self.checkpoint_dir), replacing(path) as temporary, open(temporary, 'wb') as file:
+            file.write(safetensors.torch.save(state))  # save_file would let nobody else read it
+
+
+def _recoveries(folder: str) -> list[tuple[tuple[int, int], str]]:
+    """The recovery checkpoints of a folder: epoch and update, and path."""
+    matches = [re.fullmatch(r'recovery-(\d+)-(\d+)\.pth\.tar', name) for name in _listdir(folder)]
+    return [((int(m[1]), int(m[2])), os.path.join(folder, m[0])) for m in matches if m]

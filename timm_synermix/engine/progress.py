@@ -1,0 +1,140 @@
+"""What a run tells its user: log lines or a progress bar, summary.csv, the best epochs."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from tqdm import tqdm
+
+_logger = logging.getLogger(__name__)
+
+_BAR = '{desc} {percentage:3.0f}% {n_fmt}/{total_fmt} [{elapsed}<{remaining}] {postfix}'
+
+
+_TRAIN_NAMES = {'loss': 'Loss', 'intra_loss': 'Intra', 'inter_loss': 'Inter'}
+
+
+class LossMeter:
+    """Sample-weighted means of the scalars a task returns, kept on the device until they are read."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self.accelerator = accelerator
+        self._sums: dict[str, Tensor] = {}
+        self._last: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}  # images, of each: an interval leaves L_intra out of most batches
+        # float64 keeps a long epoch's sum exact; Apple's GPUs have none
+        self._dtype = torch.float32 if accelerator.device.type == 'mps' else torch.float64
+
+    def update(self, result: Mapping[str, Tensor], count: int) -> None:
+        """Add the scalars of one batch of count samples."""
+        self._last = {name: value.detach() for name, value in result.items() if value.ndim == 0}
+        for name, value in self._last.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value.to(self._dtype) * count
+            self._counts[name] = self._counts.get(name, 0) + count
+
+    def last(self) -> dict[str, float]:
+        """The scalars of the last batch on this process."""
+        return {name: value.item() for name, value in self._last.items()}
+
+    def mean(self) -> dict[str, float]:
+        """The means so far on this process."""
+        return {name: value.item() / self._counts[name] for name, value in self._sums.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sums so far on this process, for a checkpoint."""
+        return {'sums': {name: value.item() for name, value in self._sums.items()}, 'counts': self._counts}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over the sums of a checkpoint."""
+        device = self.accelerator.device
+        self._sums = {name: torch.tensor(v, dtype=self._dtype, device=device) for name, v in state['sums'].items()}
+        self._counts = state['counts'] if 'counts' in state else dict.fromkeys(state['sums'], state['count'])
+
+    def reduce(self) -> dict[str, float]:
+        """The means so far over all processes; every process must call it."""
+        names = list(self._sums)
+        if not names:  # every update was left out
+            return {'loss': math.nan}
+        counts = torch.tensor([self._counts[name] for name in names], device=self.accelerator.device, dtype=self._dtype)
+        totals = torch.stack([torch.stack([self._sums[name] for name in names]), counts])
+        sums, all_counts = self.accelerator.reduce(totals, reduction='sum').tolist()
+        return {name: value / count for name, value, count in zip(names, sums, all_counts, strict=True)}
+
+
+class TrainProgress:
+    """Progress of one training epoch: a bar for a person at a terminal, timm's log lines otherwise.
+
+    Args:
+        args: log_interval, rank and world_size are read.
+        epoch: Index of the epoch.
+        updates: Optimizer updates in the epoch.
+        first: The update to begin with, in an epoch that goes on.
+    """
+
+    def __init__(self, args: argparse.Namespace, epoch: int, updates: int, first: int = 0) -> None:
+        self.args, self.epoch, self.updates, self.first = args, epoch, updates, first
+        self.start = self.mark = time.time()
+        self.samples = self.interval_samples = self.interval_updates = 0
+        self.data_time = 0.0
+        self.rate = 0.0  # images per second of the last interval that was reported
+        watched = args.rank == 0 and sys.stderr.isatty()
+        self.bar: tqdm | None = None
+        if watched:
+            self.bar = tqdm(total=updates, initial=first, desc=f'Train {epoch}', bar_format=_BAR, leave=False)
+        self.bar_refreshed = 0.0
+
+    def update(self, update: int, samples: int, data_time: float, meter: LossMeter, lr: float) -> bool:
+        """Note one optimizer update. Returns whether it was reported, as every log_interval-th and the last are."""
+        self.samples += samples * self.args.world_size
+        self.interval_samples += samples * self.args.world_size
+        self.interval_updates += 1
+        self.data_time += data_time
+        report = update % self.args.log_interval == 0 or update == self.updates - 1
+        if report:
+            self.rate = self.interval_samples / max(time.time() - self.mark, 1e-9)
+        if self.bar is not None:
+            self._update_bar(self.bar, meter)
+        elif self.args.rank == 0 and report:
+            self._log(update, meter, lr)
+        if report:
+            self.mark, self.interval_samples, self.interval_updates = time.time(), 0, 0
+        return report
+
+    def _update_bar(self, bar: tqdm, meter: LossMeter) -> None:
+        bar.update()
+        now = time.time()
+        if now - self.bar_refreshed > 1:  # reading the losses waits for the device: once a second is enough
+            self.bar_refreshed = now
+            losses = ' '.join(f'{_TRAIN_NAMES.get(name, name)} {value:.3f}' for name, value in meter.mean().items())
+            bar.set_postfix_str(f'{losses} {self.samples / (now - self.start):.0f} img/s')
+
+    def _log(self, update: int, meter: LossMeter, lr: float) -> None:
+        now = time.time()
+        last, mean = meter.last(), meter.mean()
+        rate = self.samples / (now - self.start)
+        losses = '  '.join(f'{_TRAIN_NAMES.get(name, name)}: {last[name]:#.3g} ({mean[name]:#.3g})' for name in last)
+        interval, done = now - self.mark, update + 1 - self.first
+        _logger.info(
+            f'Train: {self.epoch} [{update:>4d}/{self.updates} '
+            f'({100.0 * (update + 1) / self.updates:>3.0f}%)]  {losses}  '
+            f'Time: {interval / self.interval_updates:.3f}s, {self.interval_samples / interval:>7.2f}/s  '
+            f'({(now - self.start) / done:.3f}s, {rate:>7.2f}/s)  '
+            f'LR: {lr:.3e}  Data: {self.data_time / done:.3f}'
+        )
+
+    def close(self) -> None:
+        """End the epoch: take the bar away and leave a line of rate and time."""
+        if self.bar is not None:
+            self.bar.close()
+        if self.args.rank == 0:
+            seconds = time.time() - self.start
+            _logger.info(f'Train: {self.epoch} done in {seconds:.1f}s, {self.samples / seconds:.1f} images/s')

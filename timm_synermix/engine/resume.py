@@ -1,0 +1,266 @@
+"""Where a run goes on: finding a good checkpoint, refusing one of another run, loading it."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from timm.scheduler import PlateauLRScheduler
+from timm.task import TrainingTask, load_task_ema_checkpoint, resume_task_checkpoint
+from timm.utils import unwrap_model
+
+from timm_synermix.cli.checks import flag
+from timm_synermix.engine.checkpoint import NewerFormat, ResumePoint, checkpoint_paths, output_folder
+from timm_synermix.utils.safe_load import LOAD_ERRORS, check_whole, load_errors, load_reason
+
+_logger = logging.getLogger(__name__)
+
+# What decides which images a batch has: no run can go on in the middle of an epoch with other ones.
+_OF_BATCHES = ['batch_size', 'world_size', 'seed', 'grad_accum_steps', 'dataset', 'train_split', 'class_map']
+
+
+_OF_BATCHES += ['aug_repeats', 'epoch_repeats', 'synermix', 'synermix_singletons', 'synermix_supplement']
+
+
+_OF_BATCHES += [
+    'synermix_batch',
+    'synermix_interval',
+    'synermix_off_epoch',
+    'train_img_sizes',
+    'train_batch_sizes',
+    'train_size_probs',
+]
+
+
+# What the state of an optimizer holds, so that the flags of a resumed run are without effect.
+_OF_OPTIMIZER = ['lr', 'lr_base', 'lr_base_size', 'lr_base_scale', 'momentum', 'weight_decay', 'opt_eps', 'opt_betas']
+
+
+_OF_OPTIMIZER += ['layer_decay', 'opt_kwargs']
+
+
+# What changes nothing that is trained.
+_HARMLESS = {
+    'resume',
+    'no_resume_opt',
+    'start_epoch',
+    'stop_epoch',
+    'output',
+    'experiment',
+    'config',
+    'data',
+    'data_dir',
+}
+
+
+_HARMLESS |= {
+    'workers',
+    'pin_mem',
+    'device',
+    'rank',
+    'local_rank',
+    'world_size',
+    'distributed',
+    'use_multi_epochs_loader',
+}
+
+
+_HARMLESS |= {'log_interval', 'log_wandb', 'log_with', 'report', 'cohesion', 'save_images', 'save_epochs', 'tta'}
+
+
+_HARMLESS |= {'recovery_interval', 'checkpoint_hist', 'val_interval', 'validation_batch_size', 'worker_seeding'}
+
+
+_HARMLESS |= {'wandb_project', 'wandb_tags', 'wandb_resume_id', 'wandb_run_id', 'max_bad_steps', 'strict_data'}
+
+
+_HARMLESS |= {'pretrained', 'pretrained_path', 'initial_checkpoint', 'dataset_download', 'synchronize_step'}
+
+
+_HARMLESS |= {'in_memory'}
+
+
+def find_resume_point(args: argparse.Namespace) -> ResumePoint | None:
+    """The checkpoint of --resume; for 'auto' the newest good one in the run's folder, None if there is none at all.
+
+    Raises:
+        ValueError: --resume names a file that is not there or is damaged, or no checkpoint in the folder is good.
+    """
+    if not args.resume:
+        return None
+    if args.resume != 'auto':
+        if not os.path.isfile(args.resume):
+            raise ValueError(f"--resume must be a checkpoint file or 'auto', got '{args.resume}'")
+        with load_errors(f'--resume: {args.resume} cannot be loaded'):
+            point = ResumePoint.read(args.resume)
+            check_whole(args.resume)
+        return point
+    paths, points = checkpoint_paths(output_folder(args)), []
+    for path in paths:
+        with _passed_over(path):
+            points.append(ResumePoint.read(path))
+    damaged = [path for path in paths if path not in [point.path for point in points]]
+    for point in sorted(points, key=lambda point: point.place, reverse=True):
+        with _passed_over(point.path):
+            check_whole(point.path)
+            point.passed_over = damaged
+            return point
+        damaged.append(point.path)
+    if paths:
+        raise ValueError(f'--resume auto: no checkpoint in {output_folder(args)} can be read')
+    return None
+
+
+@contextmanager
+def _passed_over(path: str) -> Iterator[None]:
+    try:
+        yield
+    except NewerFormat as error:  # it is good, and must not be lost for an older one
+        raise ValueError(f'--resume auto: {path} cannot be loaded: {error}') from error
+    except LOAD_ERRORS as error:
+        _logger.warning(f'{path} is damaged ({load_reason(error)}): an earlier checkpoint is taken if there is one.')
+
+
+def resume_task(
+    args: argparse.Namespace,
+    task: TrainingTask,
+    optimizer: torch.optim.Optimizer,
+    scaler: Any,
+    point: ResumePoint,
+    num_batches: int,
+) -> None:
+    """Load a training checkpoint, of this script or of timm's.
+
+    Args:
+        args: The flags.
+        task, optimizer, scaler: What to load it into.
+        point: The checkpoint.
+        num_batches: Batches of an epoch now.
+
+    Raises:
+        ValueError: It is of another model or, in the middle of an epoch, of other batches; or does not fit.
+    """
+    saved = point.content.get('args')
+    kept = _check_flags(args, vars(saved) if isinstance(saved, argparse.Namespace) else {}, point)
+    if point.batch and point.state.get('num_batches') != num_batches:
+        raise ValueError(
+            f'--data-dir must hold the images that {point.path} is of, to go on in the middle of an epoch: it had '
+            f'{point.state.get("num_batches")} batches, now it has {num_batches}'
+        )
+    with load_errors(f'--resume: {point.path} cannot be loaded (--no-resume-opt takes the weights alone)'):
+        if not args.no_resume_opt:
+            _check_same_optimizer(point.content, optimizer)
+        resume_task_checkpoint(
+            task,
+            point.path,
+            optimizer=None if args.no_resume_opt else optimizer,
+            loss_scaler=None if args.no_resume_opt else scaler,
+            log_info=args.rank == 0,
+        )
+        if task.has_ema():
+            load_task_ema_checkpoint(task, point.path)
+        ranks = point.state.get('ranks', [])
+        if len(ranks) == args.world_size > 1:
+            load_rank_state(task, ranks[args.rank])
+    if kept and args.rank == 0:
+        text = ', '.join(f'{flag(name)} {getattr(args, name)} (is {value})' for name, value in kept.items())
+        _logger.warning(f"Without effect, the checkpoint's optimizer goes on: {text}. See --no-resume-opt.")
+    vars(args).update(kept)
+
+
+def _check_flags(args: argparse.Namespace, saved: dict[str, Any], point: ResumePoint) -> dict[str, Any]:
+    """Refuse or name flags that differ; those that an optimizer keeps are returned, with what it has."""
+
+    def differs(name: str) -> bool:
+        if name not in saved or not hasattr(args, name):
+            return False
+        old, new = saved[name], getattr(args, name)
+        if name == 'model':  # without the tag of the pretrained weights
+            return str(old).partition('.')[0] != str(new).partition('.')[0]
+        return (list(old) if isinstance(old, tuple) else old) != (list(new) if isinstance(new, tuple) else new)
+
+    for name in ('model', 'num_classes', 'in_chans', 'task', *(() if args.no_resume_opt else ('opt',))):
+        if differs(name):
+            hint = '; --no-resume-opt takes the weights alone' if name == 'opt' else ''
+            raise ValueError(f'{flag(name)} must be {saved[name]}, as of {point.path}, got {getattr(args, name)}{hint}')
+    if point.batch:
+        for name in filter(differs, _OF_BATCHES):
+            what = 'the number of processes' if name == 'world_size' else flag(name)
+            raise ValueError(
+                f'{what} must be {saved[name]}, as of {point.path}, to go on in the middle of an epoch, '
+                f'got {getattr(args, name)}; --resume with a checkpoint of a whole epoch to change it'
+            )
+    kept = [] if args.no_resume_opt else [name for name in _OF_OPTIMIZER if differs(name)]
+    changed = [name for name in saved if name not in {*_HARMLESS, *kept} and differs(name)]
+    if changed and args.rank == 0:
+        text = ', '.join(f'{flag(name)} {getattr(args, name)} (was {saved[name]})' for name in changed)
+        _logger.warning(f'Not the run that {point.path} is of, other from here on: {text}')
+    return {name: saved[name] for name in kept}
+
+
+def _check_same_optimizer(saved: dict[str, Any], optimizer: torch.optim.Optimizer) -> None:
+    """torch takes the state of another optimizer without a word, and fails at the first step."""
+    groups = saved.get('optimizer', {}).get('param_groups', [])
+    known = {'initial_lr', 'lr_scale', 'param_names', *optimizer.state_dict()['param_groups'][0]}
+    if groups and not groups[0].keys() <= known:  # fewer are fine: torch adds some from version to version
+        raise ValueError('it is of another optimizer; --no-resume-opt takes the weights alone')
+
+
+def resume_schedule(scheduler: Any, lrs: list[float], point: ResumePoint | None, epoch: int, update: int) -> None:
+    """Put a new schedule where it was.
+
+    timm's schedules are functions of the epoch or the update; that of the plateau remembers.
+
+    Args:
+        scheduler: The schedule.
+        lrs: The learning rates of the checkpoint, which building the schedule has overwritten.
+        point: The checkpoint.
+        epoch, update: Where to go on.
+    """
+    if not isinstance(scheduler, PlateauLRScheduler):
+        scheduler.step(epoch)
+        scheduler.step_update(update)
+    elif point is not None and point.state.get('schedule'):
+        state = dict(point.state['schedule'])
+        scheduler.restore_lr = state.pop('restore_lr')
+        scheduler.lr_scheduler.load_state_dict(state)
+        for group, lr in zip(scheduler.optimizer.param_groups, lrs, strict=True):
+            group['lr'] = lr
+        if not point.batch:  # it was saved before this step
+            scheduler.step(epoch, point.content.get('metric'))
+
+
+def schedule_state(scheduler: Any) -> dict[str, Any] | None:
+    """What a schedule remembers."""
+    if not isinstance(scheduler, PlateauLRScheduler):
+        return None
+    return {**scheduler.lr_scheduler.state_dict(), 'restore_lr': scheduler.restore_lr}
+
+
+def rank_state(task: TrainingTask) -> dict[str, Any]:
+    """What each process of several has for itself: BatchNorm's statistics, of the average too, and the feature bank."""
+    state: dict[str, Any] = {'buffers': _buffers(task.get_eval_model())}
+    if task.has_ema():
+        state['ema_buffers'] = _buffers(task.get_eval_model(ema=True))
+    if getattr(task, 'bank', None) is not None:
+        state['bank'] = {name: value.cpu() for name, value in task.bank.state_dict().items()}
+    return state
+
+
+def load_rank_state(task: TrainingTask, state: dict[str, Any]) -> None:
+    """Take over what `rank_state` gave."""
+    unwrap_model(task.get_eval_model()).load_state_dict(state['buffers'], strict=False)
+    if task.has_ema() and 'ema_buffers' in state:
+        unwrap_model(task.get_eval_model(ema=True)).load_state_dict(state['ema_buffers'], strict=False)
+    if getattr(task, 'bank', None) is not None and 'bank' in state:
+        task.bank.load_state_dict(state['bank'], task.device)
+
+
+def _buffers(model: Any) -> dict[str, torch.Tensor]:
+    names = dict(unwrap_model(model).named_buffers())
+    return {name: value.cpu() for name, value in unwrap_model(model).state_dict().items() if name in names}

@@ -1,0 +1,181 @@
+"""What a run sends to the trackers that Accelerate knows: every update, every epoch, a table and a picture."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+from torch import Tensor
+
+from timm_synermix.engine.checkpoint import ResumePoint
+
+if TYPE_CHECKING:
+    from timm_synermix.metrics import Cohesion
+
+_logger = logging.getLogger(__name__)
+
+
+def tracker_names(args: argparse.Namespace) -> list[str]:
+    """The trackers that --log-wandb and --log-with ask for.
+
+    Raises:
+        ValueError: Accelerate does not know one, or it is not installed.
+    """
+    names = list(dict.fromkeys([*(['wandb'] if args.log_wandb else []), *(args.log_with or [])]))
+    known, available = list(map(str, LOGGER_TYPE_TO_CLASS)), list(map(str, get_available_trackers()))
+    for name in names:
+        if name not in known:
+            raise ValueError(f'--log-with must be of {", ".join(known)}, got {name}')
+        if name not in available:
+            raise ValueError(f'--log-with {name}: its package is not installed')
+    return names
+
+
+class RunTrackers:
+    """Sends a run to its trackers, from the main process. Without trackers it does nothing.
+
+    Losses of updates stay on the device until a line of the log waits for it anyway. In Weights & Biases the x-axis is
+    the number of updates, a metric of its own: a resumed run goes on in the same run there, whatever was logged after
+    its checkpoint.
+
+    Args:
+        accelerator: Created with the trackers' names.
+        args: The flags; wandb_run_id is set, for the checkpoint.
+        folder: The run's folder; local trackers write there.
+        resume_from: Checkpoint the run goes on from, or None; its Weights & Biases run is continued.
+    """
+
+    def __init__(
+        self, accelerator: Accelerator, args: argparse.Namespace, folder: str, resume_from: ResumePoint | None
+    ) -> None:
+        self._waiting: list[tuple[int, dict[str, Tensor], float]] = []
+        self._window: dict[str, Tensor] = {}  # sums of the losses since the last update
+        self._images = 0
+        self.trackers: list[Any] = []
+        if not accelerator.log_with:
+            return
+        accelerator.project_configuration.logging_dir = folder
+        init_kwargs: dict[str, Any] = {}
+        names = list(map(str, accelerator.log_with))
+        if 'wandb' in names:
+            init_kwargs['wandb'] = _wandb_arguments(args, folder, resume_from)
+        config = {name: value for name, value in vars(args).items() if isinstance(value, (str, int, float))}
+        try:
+            accelerator.init_trackers(args.wandb_project or 'timm-synermix', config=config, init_kwargs=init_kwargs)
+        except Exception as error:  # each tracker has errors of its own
+            raise ValueError(f'the trackers {", ".join(names)} cannot be started: {error}') from error
+        self.trackers = accelerator.trackers
+        for tracker in self.trackers:
+            if tracker.name == 'wandb':
+                args.wandb_run_id = tracker.run.id
+                tracker.run.define_metric('*', step_metric='update')
+                if init_kwargs['wandb'].get('mode') == 'offline' or os.environ.get('WANDB_MODE') == 'offline':
+                    path = os.path.dirname(tracker.run.dir)
+                    _logger.info(f'Weights & Biases logs offline. To upload: wandb sync {path}')
+
+    def add_batch(self, result: Mapping[str, Tensor], count: int) -> None:
+        """Note the losses of a batch of count images, on this process."""
+        if self.trackers:
+            for name, value in result.items():
+                if value.ndim == 0:
+                    self._window[name] = self._window.get(name, 0.0) + value.detach() * count
+            self._images += count
+
+    def add_update(self, update: int, lr: float) -> None:
+        """Note an update: its losses are the mean over the images since the one before."""
+        if self.trackers:
+            self._waiting.append((update, {name: value / self._images for name, value in self._window.items()}, lr))
+            self._window, self._images = {}, 0
+
+    def send_updates(self, images_per_second: float) -> None:
+        """Send what add_update noted, in one wait for the device; the rate goes with the last update."""
+        if not self._waiting:
+            return
+        names = sorted({name for _, losses, _ in self._waiting for name in losses})
+        missing = torch.full((), torch.nan)
+        table = [[losses.get(name, missing).float() for name in names] for _, losses, _ in self._waiting]
+        values = torch.stack([torch.stack([v.to(row[0].device) for v in row]) for row in table]).tolist()
+        for (update, losses, lr), row in zip(self._waiting, values, strict=True):
+            sent = {f'update/{name}': value for name, value in zip(names, row, strict=True) if name in losses}
+            self._log({**sent, 'update/lr': lr}, update)
+        self._log({'update/images_per_second': images_per_second}, self._waiting[-1][0])
+        self._waiting = []
+
+    def send_epoch(
+        self, update: int, row: Mapping[str, float], cohesion: Cohesion | None, class_names: Sequence[str] | None
+    ) -> None:
+        """Send the row of an epoch, and where there is one its table of classes and the picture of its features."""
+        self._log(dict(row), update)
+        if cohesion is None or not self.trackers:
+            return
+        from timm_synermix.report.plots import feature_map, to_array  # slow to import
+
+        features = [(f'after epoch {row["epoch"]:.0f}', cohesion.features, cohesion.targets)]
+        picture = to_array(feature_map(features, class_names))
+        for tracker in self.trackers:
+            if tracker.name == 'wandb':
+                tracker.log_table('classes', *class_rows_of_table(cohesion.table, class_names))
+                tracker.log_images({'feature_map': [picture]})
+            elif tracker.name == 'tensorboard':
+                tracker.log_images({'feature_map': picture[None]}, step=update, dataformats='NHWC')
+                tracker.log({'classes': markdown(*class_rows_of_table(cohesion.table, class_names))}, step=update)
+
+    def _log(self, values: dict[str, Any], update: int) -> None:
+        for tracker in self.trackers:
+            if tracker.name == 'wandb':
+                tracker.log({**values, 'update': update})
+            else:
+                tracker.log(values, step=update)
+
+
+def class_rows_of_table(
+    table: Mapping[str, Tensor], class_names: Sequence[str] | None
+) -> tuple[list[str], list[list[Any]]]:
+    """Columns and rows of a `ClassTable`, a row for each class that has images."""
+    from timm_synermix.report.plots import class_name  # slow to import
+
+    columns = ['class', 'images', 'intra_class_distance', 'cosine_cohesion', 'nearest_class', 'nearest_class_distance']
+    values = {key: value.tolist() for key, value in table.items()}
+    rows = []
+    for c in range(len(values['count'])):
+        if values['count'][c]:
+            nearest = values['nearest_class'][c]
+            row: list[Any] = [class_name(c, class_names), int(values['count'][c])]
+            row += [values['intra_class_distance'][c], values['cosine_cohesion'][c]]
+            row += ['' if nearest < 0 else class_name(nearest, class_names), values['nearest_class_distance'][c]]
+            rows.append(row)
+    return columns, rows
+
+
+def markdown(columns: list[str], rows: list[list[Any]]) -> str:
+    """A table as Markdown."""
+    cells = [
+        [f'{cell:.4g}' if isinstance(cell, float) else str(cell).replace('|', '\\|') for cell in row] for row in rows
+    ]
+    return '\n'.join('| ' + ' | '.join(row) + ' |' for row in [columns, ['---'] * len(columns), *cells])
+
+
+def _wandb_arguments(args: argparse.Namespace, folder: str, resume_from: ResumePoint | None) -> dict[str, Any]:
+    """The arguments of wandb.init; without an account the run is logged offline."""
+    import wandb
+
+    # What wandb finds out by itself has paths of this machine: of the script, of Python, in warnings on the console.
+    private: dict[str, Any] = dict(x_disable_meta=True, console=os.environ.get('WANDB_CONSOLE', 'off'))
+    settings = wandb.Settings(**private)
+    kwargs: dict[str, Any] = dict(name=args.experiment, dir=folder, tags=args.wandb_tags, settings=settings)
+    if args.wandb_resume_id:
+        kwargs.update(id=args.wandb_resume_id, resume='must')
+    elif resume_from is not None:
+        run_id = getattr(resume_from.content.get('args'), 'wandb_run_id', None)
+        if isinstance(run_id, str) and re.fullmatch(r'[\w-]+', run_id):
+            kwargs.update(id=run_id, resume='allow')
+    if 'WANDB_MODE' not in os.environ and not wandb.login(prompt=False):
+        kwargs['mode'] = 'offline'
+    return kwargs

@@ -1,0 +1,25 @@
+"""Where the scripts are started: `python train.py`, the console commands and `-m timm_synermix.train`."""
+
+import importlib
+from types import ModuleType
+
+
+def train() -> None:
+    """Run train.py; --help and misspelt flags are answered before what takes seconds to import."""
+    from timm_synermix.cli.train_args import create_parsers
+
+    create_parsers()[1].parse_args()
+    module('train').main()
+
+
+def validate() -> None:
+    """Run validate.py, in the same way."""
+    from timm_synermix.cli.validate_args import create_parser
+
+    create_parser().parse_args()
+    module('validate').main()
+
+
+def module(name: str) -> ModuleType:
+    """The one module of a script, however it is started or imported."""
+    return importlib.import_module(f'timm_synermix.{name}')

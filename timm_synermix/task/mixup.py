@@ -1,0 +1,72 @@
+"""Inter-class mixing inside the task: what it takes, timm's Mixup, and the one mode timm has in its collate only."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, Protocol
+
+import torch
+from timm.data import Mixup
+from torch import Tensor
+
+_logger = logging.getLogger(__name__)
+
+INPUT = 'input'  # the name of the layer before the first: the images themselves
+
+
+class Mixer(Protocol):
+    """What `SynerMixTask` takes as mixup_fn: `timm.data.Mixup`, and anything with its signature.
+
+    A mixer of hidden activations has one more method, `mixing(batch_size, first_row)`: a context manager in which the
+    task runs the model, that mixes what the call before it drew, see `ManifoldMixup`. With one forward for clean and
+    augmented images, the augmented ones start at first_row.
+    """
+
+    def __call__(self, x: Tensor, target: Tensor, /) -> tuple[Tensor, Tensor]:
+        """Images `[N, C, H, W]` and class indices `[N]` in; images and targets `[N', num_classes]` out."""
+
+
+class HalfMixup(Mixup):
+    """timm's 'half' mode: image i is mixed with image B - 1 - i, element by element, for the first half of a batch.
+
+    B images in give B / 2 mixed ones. Takes the arguments of `timm.data.Mixup`, but mode.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(mode='elem', **kwargs)
+
+    def __call__(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        x, target = super().__call__(x, target)
+        return x[: len(x) // 2], target[: len(x) // 2]
+
+
+def create_mixup(mode: str = 'batch', **kwargs: Any) -> Mixup:
+    """`timm.data.Mixup` in any of timm's modes: 'batch', 'pair', 'elem' or 'half'."""
+    return HalfMixup(**kwargs) if mode == 'half' else Mixup(mode=mode, **kwargs)
+
+
+def mix_with_flip(output: Any, lam: Tensor, batch_size: int, first_row: int = 0) -> Any:
+    """`lam h_i + (1 - lam) h_j`, where j is i in the reverse order of the rows from first_row on.
+
+    Args:
+        output: What a layer returned: a tensor, or a list or tuple, in which other things stay as they are. The first
+            dimension of a tensor is the batch, or a multiple of it: then the parts of one image stand together.
+        lam: Scalar.
+        batch_size, first_row: Images in the batch, and the first one to mix.
+
+    Raises:
+        ValueError: A tensor is not ordered by image.
+    """
+    if isinstance(output, (list, tuple)):
+        parts = [mix_with_flip(part, lam, batch_size, first_row) for part in output]
+        return type(output)(*parts) if hasattr(output, '_fields') else type(output)(parts)
+    if not isinstance(output, Tensor):
+        return output
+    if output.ndim == 0 or len(output) % batch_size:
+        raise ValueError(f'a layer must return tensors of {batch_size} images, got one of shape {list(output.shape)}.')
+    images = output if len(output) == batch_size else output.unflatten(0, (batch_size, -1))
+    mixed = images[first_row:]
+    mixed = (lam * mixed + (1 - lam) * mixed.flip(0)).to(output.dtype)
+    if first_row:
+        mixed = torch.cat([images[:first_row], mixed])
+    return mixed if len(output) == batch_size else mixed.flatten(0, 1)

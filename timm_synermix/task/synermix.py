@@ -1,0 +1,369 @@
+"""SynerMix as a timm training task: both losses from one module forward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from timm.loss import LabelSmoothingCrossEntropy
+from timm.task import ClassificationTask, resolve_classification_loss
+from timm.utils import unwrap_model
+from torch import Tensor, nn
+
+from timm_synermix.features import FeatureHook
+from timm_synermix.functional import (
+    IGNORE_INDEX,
+    check_beta,
+    check_interval,
+    check_num_mixed,
+    class_rows,
+    mix_rows,
+    row_weight,
+    synermix_loss,
+)
+from timm_synermix.task.feature_bank import BankMix, FeatureBank
+from timm_synermix.task.gather import gather_rows
+from timm_synermix.task.mixup import Mixer
+from timm_synermix.utils.random import seed_of
+
+
+class SynerMixModule(nn.Module):
+    """All the trainable compute of a SynerMix step in one forward, as DDP, compile and EMA want it.
+
+    Args:
+        model: The model to train.
+        classifier: See `FeatureHook`.
+        fused: Run clean and augmented images through the model as one batch. BatchNorm then normalises both with the
+            statistics of the union; in the paper's code, and by default, each view has its own.
+        gather_rows: Mix the features of all ranks, each rank's padded to this number of rows; 0 for its own alone.
+        mixup_fn: Mixes in the forward of the model if it has a method `mixing`, see `ManifoldMixup`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        classifier: str | None = None,
+        fused: bool = False,
+        gather_rows: int = 0,
+        mixup_fn: Mixer | None = None,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.fused = fused
+        self.gather_rows = gather_rows
+        self.mixup_fn = mixup_fn
+        self.hook = FeatureHook(model, classifier)
+
+    def forward(
+        self, clean: Tensor | None, augmented: Tensor | None, row: Tensor, weight: Tensor, bank: BankMix | None = None
+    ) -> tuple[Tensor | None, Tensor | None, tuple[Tensor, ...]]:
+        """Logits of the synthesised features of the clean images, and of the augmented images.
+
+        Args:
+            clean: `[N, C, H, W]`, or None to skip its forward.
+            augmented: `[N', C, H, W]`, or None to skip its forward.
+            row, weight: The mix of the clean features, see `mix_rows`: `[N]`, or of all ranks' `gather_rows`.
+            bank: Partners from a `FeatureBank`.
+
+        Returns:
+            Intra-class logits, rows as in `class_rows`, and inter-class logits `[N', num_classes]`, None for what was
+            skipped; and the clean features before the mix, detached, for each classifier of the model.
+        """
+        features: list[Tensor] = []
+
+        def mix(feature: Tensor) -> Tensor:
+            features.append(feature.detach())
+            if self.gather_rows:
+                feature = gather_rows(feature, self.gather_rows)
+            mixed = mix_rows(feature, row, weight)
+            return mixed if bank is None else bank.add_to(mixed, len(features) - 1)
+
+        if clean is not None and augmented is not None and self.fused:
+            n = len(clean)
+            with self._mixing(n + len(augmented), n):
+                logits, _ = self.hook(torch.cat([clean, augmented]), lambda f: torch.cat([mix(f[:n]), f[n:]]))
+            return logits[: len(row)], logits[len(row) :], tuple(features)
+        intra_logits = inter_logits = None
+        if clean is not None:
+            intra_logits, _ = self.hook(clean, mix)
+        if augmented is not None:
+            with self._mixing(len(augmented)):
+                inter_logits = self.model(augmented)
+        return intra_logits, inter_logits, tuple(features)
+
+    def _mixing(self, batch_size: int, first_row: int = 0) -> AbstractContextManager[None]:
+        mixing = getattr(self.mixup_fn, 'mixing', None)
+        return nullcontext() if mixing is None else mixing(batch_size, first_row)
+
+
+class _Draw(NamedTuple):
+    """One batch after all that is drawn at random for it."""
+
+    clean: Tensor | None
+    augmented: Tensor | None
+    inter_target: Tensor
+    row: Tensor
+    weight: Tensor
+    row_target: Tensor
+    bank: BankMix | None
+    beta: float
+
+
+class SynerMixTask(ClassificationTask):
+    """Classification with SynerMix: `L = beta * L_intra + (1 - beta) * L_inter`.
+
+    L_intra is the mean loss, over the classes present in the batch, of one synthesised feature per class, mixed at
+    random from the features of the clean images. L_inter is the recipe's own loss on the augmented images, mixed by
+    mixup_fn if given. A drop-in for `timm.task.ClassificationTask`: checkpoints hold the keys of the bare model.
+
+    Args:
+        model: The model to train.
+        criterion: Loss of the inter-class part, a mean over rows. Created from criterion_kwargs when None.
+        criterion_kwargs: Arguments of `timm.loss.create_classification_loss`, when criterion is None. `soft_targets`
+            defaults to whether mixup_fn is given.
+        intra_criterion: Loss of the intra-class part, a mean over rows of logits `[K, num_classes]` and class indices
+            `[K]`. Default: the loss that criterion_kwargs describe, for hard targets; or criterion itself.
+        mixup_fn: The inter-class mixing of the augmented images, a `Mixer`: `timm.data.Mixup`, `ManifoldMixup` or your
+            own. Not in the collate function, which would mix the clean views as well.
+        beta: Weight of the intra-class loss, in `[0, 1]`. None: 0.1 with mixup_fn and 0.5 without, as in the examples
+            of the paper's code. At 0 there is no clean forward and the loss is timm's, bit for bit; at 1 there is no
+            augmented forward.
+        num_mixed: Images interpolated per class (the paper's P), 0 for all in the batch.
+        fused: See `SynerMixModule`.
+        bank: For a class with one image in the batch, mix that with a recent feature of the class, see `FeatureBank`.
+            Copies of an image, as of repeated augmentation, count as images.
+        interval: Expect clean views in every interval-th update alone, and weight their loss by interval, so that the
+            mean gradient is unchanged: a departure from the paper that saves most of the cost. Clipping, and optimizers
+            that normalise gradients, do see the larger weight.
+        gather_rows: Mix the classes of the batches of all ranks together: the paper's mini-batch is then the global
+            one. At least the largest number of images in a batch of a rank, to which features are padded; 0 for the
+            classes of each rank by itself. Needs a process group.
+        classifier: See `FeatureHook`.
+        seed: Seed of the mixing weights. Those of the n-th batch depend on seed and n, which checkpoints hold, so that
+            a resumed run draws what it would have drawn. Give each rank its own, but with gather_rows the same.
+        device, dtype, verbose: As in timm.
+
+    Raises:
+        ValueError: beta, num_mixed or interval is out of range, the model has no classifier, criterion and mixup_fn
+            come without intra_criterion, or bank and gather_rows together.
+
+    Source: SynerMix (arXiv 2403.14137), steps 2 to 4. The authors' code loops over the classes on the host and leaves
+    L_intra out of the loss it logs.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        criterion: nn.Module | Callable | None = None,
+        criterion_kwargs: dict[str, Any] | None = None,
+        *,
+        intra_criterion: nn.Module | Callable | None = None,
+        mixup_fn: Mixer | None = None,
+        beta: float | None = None,
+        num_mixed: int = 0,
+        fused: bool = False,
+        bank: bool = False,
+        interval: int = 1,
+        gather_rows: int = 0,
+        classifier: str | None = None,
+        seed: int = 42,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        verbose: bool = True,
+    ) -> None:
+        beta = (0.1 if mixup_fn is not None else 0.5) if beta is None else beta
+        check_beta(beta)
+        check_num_mixed(num_mixed)
+        check_interval(interval, beta)
+        if bank and gather_rows:
+            raise ValueError('bank and gather_rows cannot be used together: a bank is of one rank.')
+        if criterion is not None and intra_criterion is None:
+            if mixup_fn is not None:
+                raise ValueError(
+                    'intra_criterion must be given with mixup_fn and a criterion, which takes soft targets.'
+                )
+            intra_criterion = criterion
+        loss_kwargs = criterion_kwargs or {}
+        if criterion is None:
+            criterion_kwargs = {'soft_targets': mixup_fn is not None, **loss_kwargs}
+        super().__init__(model, criterion, criterion_kwargs, device=device, dtype=dtype, verbose=verbose)
+        if intra_criterion is None:
+            intra_criterion = resolve_classification_loss(
+                None, self.device, criterion_kwargs={**loss_kwargs, 'soft_targets': False}
+            )
+        if isinstance(intra_criterion, LabelSmoothingCrossEntropy):  # the same loss, but torch's can skip padding
+            intra_criterion = nn.CrossEntropyLoss(label_smoothing=intra_criterion.smoothing)
+        self.intra_criterion = intra_criterion
+        self.trainable_module: Any = SynerMixModule(model, classifier, fused, gather_rows, mixup_fn)
+        self.mixup_fn = mixup_fn
+        self.beta = beta
+        self.num_mixed = num_mixed
+        self.fused = fused
+        self.interval = interval
+        self.gather_rows = gather_rows
+        self.bank: FeatureBank | None = None
+        if bank:
+            leaf: Any = model.get_submodule(self.trainable_module.hook.leaf_names[0])
+            self.bank = FeatureBank(num_classes=len(leaf.weight))
+        self.synermix_enabled = True  # set to False to go on with L_inter alone, as Mixup.mixup_enabled
+        self.seed = seed
+        self.num_batches = 0  # that were mixed so far
+
+    def compile(self, backend: str = 'inductor', mode: str | None = None, **compile_kwargs: Any) -> Any:
+        """Compile the training step and, by itself, the model for evaluation."""
+        compile_kwargs.update(backend=backend, mode=mode)
+        self.eval_model: Any = torch.compile(self.trainable_module.model, **compile_kwargs)
+        self.trainable_module = torch.compile(self.trainable_module, **compile_kwargs)
+        return self.eval_model
+
+    def get_eval_model(self, module: nn.Module | None = None, ema: bool = False) -> nn.Module | None:
+        """The bare model, without the SynerMixModule around it."""
+        resolved = super().get_eval_model(module=module, ema=ema)
+        unwrapped = unwrap_model(resolved)
+        return unwrapped.model if isinstance(unwrapped, SynerMixModule) else resolved
+
+    def get_clip_parameters(self, exclude_head: bool = False) -> Any:
+        """Parameters to clip; the last two are the head's, as timm counts them."""
+        parameters = list(unwrap_model(self.trainable_module).model.parameters())
+        return parameters[:-2] if exclude_head else parameters
+
+    def get_task_state(self, module: nn.Module | None = None, ema: bool = False) -> dict[str, Any]:
+        """What a checkpoint holds besides the model: how many batches were mixed, and the feature bank."""
+        if ema:
+            return {}
+        state: dict[str, Any] = {'num_batches': self.num_batches}
+        return state if self.bank is None else {**state, 'bank': self.bank.state_dict()}
+
+    def load_task_state(
+        self, state: dict[str, Any] | None, strict: bool = True, module: nn.Module | None = None, ema: bool = False
+    ) -> None:
+        """Take over what a checkpoint has of the state."""
+        if ema or not state:
+            return
+        self.num_batches = state.get('num_batches', 0)
+        if self.bank is not None and 'bank' in state:
+            self.bank.load_state_dict(state['bank'], self.device)
+
+    def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Both losses of one batch.
+
+        Args:
+            input: `[N + A, C, H, W]`: N clean images, then an augmented view of the first A of them; A is N if every
+                image takes part in both losses. Or `[N, C, H, W]`: augmented images alone, then there is no intra-class
+                part.
+            target: Class indices, int64 `[N]`.
+
+        Returns:
+            'loss': the loss to minimise. 'output': logits of the augmented images, or with beta 1 of the synthesised
+            features. 'intra_loss' and 'inter_loss', detached, for what was computed.
+
+        Raises:
+            ValueError: input has fewer than N or more than 2 N rows.
+        """
+        return self._losses(self._draw(input, target))
+
+    def parts(self, input: Tensor, target: Tensor) -> list[Callable[[], dict[str, Tensor]]]:
+        """The two losses of `forward` as steps of their own, which take half of its memory.
+
+            for part in task.parts(input, target):
+                part()['loss'].backward()
+
+        leaves the gradients of `task(input, target)['loss'].backward()`: a sum's gradient is the sum of the gradients,
+        and the activations of the first part are gone before the second one has any. With DDP, average the gradients
+        in the last part alone: run the others inside of `no_sync()`.
+
+        Args:
+            input, target: See `forward`.
+
+        Returns:
+            Functions to call in this order, once each, with the results of `forward` for their loss; 'loss' has its
+            weight in it. There is one where there is one loss, or one forward for both (fused).
+
+        Raises:
+            ValueError: See `forward`.
+        """
+        draw = self._draw(input, target)
+        if draw.clean is None or draw.augmented is None or self.fused:
+            return [partial(self._losses, draw)]
+        return [partial(self._losses, part) for part in (draw._replace(augmented=None), draw._replace(clean=None))]
+
+    def _draw(self, input: Tensor, target: Tensor) -> _Draw:
+        """The views of a batch, mixed between classes, and how to mix the features within them."""
+        n = len(target)
+        if not n <= len(input) <= 2 * n:
+            raise ValueError(f'input must have {n} rows, or up to {2 * n} with clean views, got {len(input)}.')
+        beta = self.beta
+        if not self.synermix_enabled or (len(input) == n and self.interval == 1):
+            beta = 0.0  # L_inter alone; between the updates of an interval it keeps its weight
+        with_clean = beta > 0.0 and len(input) > n
+        clean, augmented = input[:n], input[n if len(input) > n else 0 :]
+
+        row, weight, row_target, bank = target, target, target, None
+        if with_clean:
+            row, weight, row_target, bank = self._draw_mix(target)
+        inter_target = target[: len(augmented)]
+        if self.mixup_fn is not None and beta < 1.0:
+            augmented, inter_target = self.mixup_fn(augmented, inter_target)
+        return _Draw(
+            clean if with_clean else None,
+            augmented if beta < 1.0 else None,
+            inter_target,
+            row,
+            weight,
+            row_target,
+            bank,
+            beta,
+        )
+
+    def _losses(self, draw: _Draw) -> dict[str, Tensor]:
+        """The losses of the views that are there."""
+        intra_logits, inter_logits, features = self.trainable_module(
+            draw.clean, draw.augmented, draw.row, draw.weight, draw.bank
+        )
+        if self.bank is not None and draw.clean is not None:
+            self.bank.update(features, draw.row, draw.row_target)
+
+        losses: dict[str, Tensor] = {}
+        if intra_logits is not None:
+            losses['intra_loss'] = class_mean_loss(self.intra_criterion, intra_logits, draw.row_target)
+        if inter_logits is not None:
+            losses['inter_loss'] = self.criterion(inter_logits, draw.inter_target)
+        intra_loss, inter_loss = losses.get('intra_loss', 0.0), losses.get('inter_loss', 0.0)
+        return {
+            'output': intra_logits if inter_logits is None else inter_logits,
+            'loss': synermix_loss(self.interval * intra_loss, inter_loss, draw.beta),
+            **{name: loss.detach() for name, loss in losses.items()},
+        }
+
+    def _draw_mix(self, target: Tensor) -> tuple[Tensor, Tensor, Tensor, BankMix | None]:
+        """Row and weight of each image, class of each row, and partners from the bank."""
+        generator = torch.Generator(target.device).manual_seed(seed_of('mix', self.seed, self.num_batches))
+        self.num_batches += 1
+        if self.gather_rows:
+            target = gather_rows(target, self.gather_rows, fill=IGNORE_INDEX)  # padding: a class of its own, ignored
+        row, row_target = class_rows(target)
+        weight = row_weight(row, num_mixed=self.num_mixed, generator=generator)
+        bank = None
+        if self.bank is not None and self.num_mixed != 1:
+            bank = self.bank.draw(row, row_target, generator)
+        return row, weight, row_target, bank
+
+
+def class_mean_loss(criterion: nn.Module | Callable, logits: Tensor, row_target: Tensor) -> Tensor:
+    """Mean of a criterion over the rows that hold a class.
+
+    Cross-entropy skips the padding by itself. Another criterion gets the rows of the classes present alone, which takes
+    one wait for the device to learn how many there are.
+
+    Args:
+        criterion: Mean over rows of logits `[K, num_classes]` and class indices `[K]`.
+        logits: `[N, num_classes]`.
+        row_target: int64 `[N]`, `IGNORE_INDEX` for padding.
+    """
+    if isinstance(criterion, nn.CrossEntropyLoss):
+        return criterion(logits, row_target)
+    present = row_target != IGNORE_INDEX
+    return criterion(logits[present], row_target[present])

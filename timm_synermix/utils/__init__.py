@@ -1,0 +1,1 @@
+"""Random numbers, processes, files, signals: what any part may use; private."""

@@ -1,0 +1,60 @@
+"""SIGINT and SIGTERM as a wish to stop, which all processes of a run follow at the same place."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+from timm_synermix.utils.distributed import HostGroup
+
+_logger = logging.getLogger(__name__)
+
+
+class Stopped(Exception):
+    """A run was asked to stop.
+
+    Attributes:
+        signum: The signal that asked.
+    """
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signal.Signals(signum).name)
+        self.signum = signum
+
+
+class StopRequest:
+    """While it is entered, the first SIGINT or SIGTERM is noted, and a second one is obeyed at once.
+
+    Args:
+        group: The processes that stop together when one of them is asked to.
+    """
+
+    def __init__(self, group: HostGroup) -> None:
+        self.group = group
+        self._signum = 0
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():  # Python takes handlers from it alone
+            for signum in (signal.SIGINT, signal.SIGTERM):
+                self._previous[signum] = signal.signal(signum, self._note)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for signum, handler in self._previous.items():
+            signal.signal(signum, handler)
+
+    def _note(self, signum: int, frame: FrameType | None) -> None:
+        self._signum = signum
+        _logger.info(f'{signal.Signals(signum).name}: finishing this step, then saving. Again to stop at once.')
+        for again, handler in self._previous.items():
+            signal.signal(again, handler)
+
+    def check(self) -> None:
+        """Raise Stopped if any process was asked to stop; every process must call it at the same place."""
+        (signum,) = self.group.max([self._signum])
+        if signum:
+            raise Stopped(signum)
