@@ -608,7 +608,7 @@ def evaluate_model(run: Run, model: nn.Module, log_name: str, with_cohesion: boo
 
 def write_run_report(run: Run) -> None:
     """A page of the run's curves, and of the features of its last evaluation."""
-    from timm_synermix.report.report import Evaluated, write_report
+    from timm_synermix.report import Evaluated, example_images, write_report  # slow to import
 
     if run.cohesion is None or run.saver is None:
         return
