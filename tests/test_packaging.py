@@ -15,8 +15,8 @@ def test_a_wheel_holds_the_package_and_both_scripts(tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         assert {name.partition('/')[0] for name in names if '.dist-info' not in name} == {'timm_synermix'}
-        for script in ('train.py', 'validate.py'):
-            name = f'timm_synermix/{script}'
+        for file in ('train.py', 'validate.py', 'py.typed'):
+            name = f'timm_synermix/{file}'
             assert archive.read(name) == (ROOT / name).read_bytes()
         (entry_points,) = (name for name in names if name.endswith('entry_points.txt'))
         assert b'timm-synermix-train = timm_synermix.entry:train' in archive.read(entry_points)
