@@ -17,7 +17,7 @@ from torch import nn
 
 import train
 from timm_synermix import SynerMixTask
-from timm_synermix.engine import build
+from timm_synermix.engine import build, reporting
 from timm_synermix.metrics.collection import METRIC_NAMES
 
 FILES = {
@@ -709,8 +709,8 @@ def test_a_diverged_run_is_measured_and_saved(run_train):
 )
 def test_report_at_the_end(run_train, monkeypatch, flags, rows):
     examples = {}
-    original = train.example_images
-    monkeypatch.setattr(train, 'example_images', lambda *args: examples.update(original(*args)) or examples)
+    original = reporting.example_images
+    monkeypatch.setattr(reporting, 'example_images', lambda *args: examples.update(original(*args)) or examples)
     run = run_train('--report', *flags)
     text = (run.folder / 'report' / 'report.html').read_text()
     assert list(examples) == rows

@@ -60,9 +60,10 @@ from timm_synermix.engine.checkpoint import (
     save_errors,
 )
 from timm_synermix.engine.evaluate import evaluate
-from timm_synermix.engine.loaders import create_datasets, create_eval_loader, create_train_loader, run_facts
+from timm_synermix.engine.loaders import create_datasets, create_eval_loader, create_train_loader, run_facts, set_epoch
 from timm_synermix.engine.loss_guard import LossGuard, NonFiniteLoss
 from timm_synermix.engine.progress import LossMeter, TrainProgress
+from timm_synermix.engine.reporting import ReportedEpoch, best_or_last, write_run_report
 from timm_synermix.engine.resume import find_resume_point, rank_state, resume_schedule, resume_task, schedule_state
 from timm_synermix.engine.trackers import RunTrackers
 from timm_synermix.features import FeatureHook
@@ -107,6 +108,7 @@ class Run:
     class_names: list[str] | None = None
     feature_hook: FeatureHook | None = None  # for --cohesion, on the model that evaluation reports
     cohesion: Cohesion | None = None  # of the last evaluation
+    reported: ReportedEpoch | None = None  # what the report shows; of the main process
     saver: RunSaver | None = None  # of the main process
     trackers: RunTrackers | None = None  # of the main process
     resumed_losses: dict[str, Any] | None = None  # the sums of the first epoch, if the run goes on in the middle of it
@@ -147,8 +149,8 @@ def main() -> None:
     if args.rank == 0:
         if run.results and run.saver is not None and run.saver.best_metric is not None:
             _logger.info(f'*** Best {run.eval_metric}: {run.saver.best_metric:.4f} (epoch {run.saver.best_epoch})')
-            if args.report:
-                write_run_report(run)
+            if args.report and run.reported is not None:
+                write_run_report(run, run.reported)
         print_results(run.results, run.eval_metric, decreasing=run.eval_metric == 'loss')
     run.accelerator.end_training()
 
@@ -310,6 +312,9 @@ def fit(run: Run) -> None:
                     run.saver.save_checkpoint(epoch, metric=metric)
                     if done in save_epochs:
                         run.saver.save_milestone(done)
+                if eval_metrics and run.cohesion is not None:
+                    evaluated = ReportedEpoch(epoch, run.results[-1]['validation'], run.cohesion)
+                    run.reported = best_or_last(run.reported, evaluated, run.saver.best_epoch)
                 run.trackers.send_epoch(done * run.updates_per_epoch, row, run.cohesion, run.class_names)
             if run.scheduler is not None:
                 run.scheduler.step(done, metric)
@@ -377,15 +382,6 @@ def choose_eval_metric(args: argparse.Namespace, evaluator: Any) -> str:
     if args.eval_metric == parser.get_default('eval_metric'):
         return evaluator.default_metric
     raise ValueError(f'--eval-metric must be one of {", ".join(evaluator.metric_names)}, got {args.eval_metric}')
-
-
-def set_epoch(loader: Any, epoch: int, first_batch: int = 0) -> None:
-    """Tell whatever draws the images which epoch it is, and with which batch it begins."""
-    for part in (loader.dataset, loader.sampler):
-        if hasattr(part, 'set_epoch'):
-            part.set_epoch(epoch)
-    if hasattr(loader.batch_sampler, 'set_epoch'):
-        loader.batch_sampler.set_epoch(epoch, first_batch)
 
 
 def log_start(
@@ -604,23 +600,3 @@ def evaluate_model(run: Run, model: nn.Module, log_name: str, with_cohesion: boo
         run.cohesion = meter.compute()
         _logger.info('Cohesion: ' + '  '.join(f'{name}: {value:.4g}' for name, value in run.cohesion.metrics.items()))
     return metrics
-
-
-def write_run_report(run: Run) -> None:
-    """A page of the run's curves, and of the features of its last evaluation."""
-    from timm_synermix.report import Evaluated, example_images, write_report  # slow to import
-
-    if run.cohesion is None or run.saver is None:
-        return
-    evaluated = Evaluated(
-        run.args.experiment,
-        run.results[-1]['validation'],
-        run.cohesion.features,
-        run.cohesion.targets,
-        summary=run.saver.summary_path,
-        args=vars(run.args),
-    )
-    folder = os.path.join(run.saver.checkpoint_dir, 'report')
-    set_epoch(run.loader_train, 0)  # whose first batch has clean views, also with --synermix-interval
-    examples = example_images(run.loader_train, run.mixup_fn, run.data_config)
-    _logger.info(f'Report: {write_report(folder, [evaluated], class_names=run.class_names, examples=examples)}')

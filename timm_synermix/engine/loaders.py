@@ -227,6 +227,15 @@ def create_eval_loader(args: argparse.Namespace, dataset: Any, data_config: dict
     return loader
 
 
+def set_epoch(loader: Any, epoch: int, first_batch: int = 0) -> None:
+    """Tell whatever draws the images which epoch it is, and with which batch it begins."""
+    for part in (loader.dataset, loader.sampler):
+        if hasattr(part, 'set_epoch'):
+            part.set_epoch(epoch)
+    if hasattr(loader.batch_sampler, 'set_epoch'):
+        loader.batch_sampler.set_epoch(epoch, first_batch)
+
+
 def build_dataset(args: argparse.Namespace) -> Any:
     """The data set of the flags.
 

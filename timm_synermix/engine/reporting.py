@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import os
+from typing import TYPE_CHECKING, Any, NamedTuple
+
 import torch
 from timm.data import Mixup
 from torch import Tensor
@@ -9,9 +13,14 @@ from torch.utils.data import IterableDataset, Subset
 
 from timm_synermix.data.dataset_factory import class_names
 from timm_synermix.data.loader import create_synermix_loader
-from timm_synermix.engine.candidates import Outcome
-from timm_synermix.metrics.collection import METRIC_NAMES
+from timm_synermix.engine.loaders import set_epoch
 from timm_synermix.report.example_images import example_images
+
+if TYPE_CHECKING:
+    from timm_synermix.engine.candidates import Outcome
+    from timm_synermix.metrics import Cohesion
+
+_logger = logging.getLogger(__name__)
 
 # Arguments of timm's create_loader, and the flags of train.py that set them.
 _AUGMENTATION = {
@@ -22,9 +31,47 @@ _AUGMENTATION = {
 }
 
 
+class ReportedEpoch(NamedTuple):
+    """An evaluation of a training run, for its report.
+
+    Attributes:
+        epoch: Index of the epoch.
+        metrics: Accuracy and cohesion.
+        cohesion: With the features.
+    """
+
+    epoch: int
+    metrics: dict[str, float]
+    cohesion: Cohesion
+
+
+def best_or_last(kept: ReportedEpoch | None, new: ReportedEpoch, best_epoch: int | None) -> ReportedEpoch:
+    """Which of two evaluations to show: that of the best epoch; the later one if a run resumed after its best epoch."""
+    return kept if kept is not None and kept.epoch == best_epoch else new
+
+
+def write_run_report(run: Any, reported: ReportedEpoch) -> None:
+    """A page of a run's curves, and of the features of one of its evaluations."""
+    from timm_synermix.report import Evaluated, write_report  # slow to import
+
+    evaluated = Evaluated(
+        run.args.experiment,
+        reported.metrics,
+        reported.cohesion.features,
+        reported.cohesion.targets,
+        summary=run.saver.summary_path,
+        args=vars(run.args),
+    )
+    folder = os.path.join(run.saver.checkpoint_dir, 'report')
+    set_epoch(run.loader_train, 0)  # whose first batch has clean views, also with --synermix-interval
+    examples = example_images(run.loader_train, run.mixup_fn, run.data_config)
+    _logger.info(f'Report: {write_report(folder, [evaluated], class_names=run.class_names, examples=examples)}')
+
+
 def write_outcome_report(folder: str, outcomes: list[Outcome]) -> str:
     """Write the report of outcomes whose features were kept, and return its path."""
-    from timm_synermix.report import Evaluated, write_report  # slow to import
+    from timm_synermix.metrics.collection import METRIC_NAMES  # slow to import
+    from timm_synermix.report import Evaluated, write_report
 
     shown = {'loss', 'top1', 'top5', *METRIC_NAMES}
     evaluated = [
