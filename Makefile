@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo bench bench-quick reproduce test test-faults test-all-models quality style clean
+.PHONY: demo bench bench-quick reproduce test test-slow test-all quality style clean
 
 demo: $(INSTALLED)
 	$(BIN)/python examples/demo.py
@@ -20,14 +20,19 @@ GRID ?= benchmarks/grids/$(if $(DATA_DIR),methods,digits).yaml
 reproduce: $(INSTALLED)
 	$(BIN)/python benchmarks/reproduce.py $(GRID) $(if $(DATA_DIR),--data-dir $(DATA_DIR)) $(FLAGS)
 
+# Tests run on WORKERS cores, each in one thread. test takes up to 4 minutes on two, test-slow (what test leaves out) up to
+# 12; test-all is everything, every model of timm included, an hour or so.
+WORKERS ?= 2
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
-test-faults: $(INSTALLED)
-	$(BIN)/python -m pytest -m faults
+test-slow: $(INSTALLED)
+	$(PYTEST) -m 'slow and not exhaustive'
 
-test-all-models: $(INSTALLED)
-	$(BIN)/python -m pytest -m all_models
+test-all: $(INSTALLED)
+	$(PYTEST) -m ''
 
 quality: $(INSTALLED)
 	$(BIN)/ruff check .

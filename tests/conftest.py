@@ -8,6 +8,8 @@ import sys
 import tarfile
 from pathlib import Path
 
+os.environ['OMP_NUM_THREADS'] = '1'  # before torch is imported: one thread for each test process, and its children
+
 import numpy as np
 import pytest
 import torch
@@ -17,7 +19,8 @@ from PIL import Image
 import train
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # train.py and validate.py stand there
+# Processes that tests start import what stands here, installed or not.
+os.environ['PYTHONPATH'] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')]))
 
 
 @pytest.fixture(autouse=True)

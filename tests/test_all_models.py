@@ -1,4 +1,4 @@
-"""Every model of timm; `make test-all-models` runs this in half an hour or so, and writes docs/models.md."""
+"""Every model of timm; `make test-all` runs this in half an hour or so, and writes docs/models.md."""
 
 import time
 from datetime import date
@@ -13,7 +13,7 @@ from timm_models import check_feature_hook, check_manifold_mixup, create
 
 from timm_synermix.features import find_classifier_leaves
 
-pytestmark = pytest.mark.all_models
+pytestmark = pytest.mark.exhaustive
 
 TEXT = """# timm models
 
@@ -24,7 +24,7 @@ The smallest model of each of the {modules} modules of timm {timm}, and what was
   the gradients of a loss on them reach the first layer, and all are finite.
 - **Manifold MixUp**: the default layers. With lam = 0 each of them gives the logits of the batch in reverse order.
 
-`make test-all-models` made this table on {date} with torch {torch}, in {minutes:.0f} minutes on a CPU. It also looked
+`make test-all` made this table on {date} with torch {torch}, in {minutes:.0f} minutes on a CPU. It also looked
 for the classifier of all {models} models. {found} have one; {refused} have none, and are refused with an error that
 names them:
 

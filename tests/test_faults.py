@@ -1,4 +1,4 @@
-"""Processes that die or are stopped, one of several too. The long tests: make test-faults."""
+"""Processes that die or are stopped, one of several too. The long tests: make test-slow."""
 
 import os
 import random
@@ -125,7 +125,7 @@ def test_sigterm_to_the_process_and_all_of_its_workers(image_folder, tmp_path):
     assert list((tmp_path / 'run').glob('recovery-*.pth.tar'))
 
 
-@pytest.mark.faults
+@pytest.mark.slow
 def test_twenty_kills_of_a_whole_run(image_folder, tmp_path):
     """kill -9 of the process and its workers, at any moment; every time it goes on."""
     extra = [*RESUMED, '--epochs', '60', '-j', '2']
@@ -152,7 +152,7 @@ def test_twenty_kills_of_a_whole_run(image_folder, tmp_path):
     assert_same_run(result(tmp_path / 'run'), result(tmp_path / 'whole' / 'run'))
 
 
-@pytest.mark.faults
+@pytest.mark.slow
 @pytest.mark.parametrize('where', ['Train: 2', 'Test', 'Cohesion'])
 @pytest.mark.parametrize('signum', [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_is_obeyed_within_ten_seconds(image_folder, tmp_path, where, signum):
@@ -213,7 +213,7 @@ def test_ranks_that_disagree_are_refused(tmp_path, free_port):
     assert losses == [False, 'not a finite number: intra_loss of update 1 of epoch 0']
 
 
-@pytest.mark.faults
+@pytest.mark.slow
 def test_a_launch_of_two_recipes_is_refused(image_folder, tmp_path):
     script = tmp_path / 'differ.py'
     script.write_text(DIFFERENT)
