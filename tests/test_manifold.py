@@ -73,7 +73,7 @@ def test_mixing_equals_a_loop_over_the_images():
     x, target = torch.randn(5, 3, 8, 8, dtype=torch.double), torch.tensor([0, 3, 1, 1, 2])
     mixup_fn = ManifoldMixup(model, 4, (3, 8, 8), layers=['first'], label_smoothing=0.2)
     np.random.seed(3)
-    np.random.rand(), np.random.randint(1)
+    np.random.random(), np.random.choice(1)
     lam = np.random.beta(1.0, 1.0)
     np.random.seed(3)
     same, soft = mixup_fn(x, target)
@@ -110,6 +110,24 @@ def test_draws_are_uniform_over_layers_and_beta_distributed():
     mixed, soft = mixup_fn(x, target)
     assert torch.equal(mixed, x)
     assert torch.equal(soft, torch.eye(4)[:2])
+
+
+def test_draws_of_a_generator_are_its_own():
+    """The same from the same seed, whatever the global generator is at, and that is left alone."""
+
+    def draws(seed):
+        mixup_fn = ManifoldMixup(Net(), 4, (3, 8, 8), layers=['input', 'first'], generator=np.random.default_rng(seed))
+        images = torch.ones(2, 3, 8, 8) * torch.tensor([0.0, 1.0]).view(2, 1, 1, 1)
+        return [(mixed[0, 0, 0, 0].item(), soft[0, 0].item()) for mixed, soft in
+                (mixup_fn(images, torch.tensor([0, 1])) for _ in range(20))]  # fmt: skip
+
+    state = np.random.get_state()[1].tolist()
+    first, other = draws(5), draws(6)
+    assert np.random.get_state()[1].tolist() == state
+    np.random.seed(9)
+    assert first == draws(5) != other
+    assert {mixed > 0 for mixed, _ in first} == {True, False}  # both layers are drawn
+    assert len({lam for _, lam in first}) == 20
 
 
 def test_the_model_is_left_as_it_was():

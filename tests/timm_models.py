@@ -71,7 +71,7 @@ def check_manifold_mixup(model, x, layers=None):
 
 def always_zero():
     """Manifold MixUp's draws: always mix, always the first layer, lam = 0."""
-    return patch.multiple('numpy.random', rand=lambda: 0.0, randint=lambda n: 0, beta=lambda a, b: 0.0)
+    return patch.multiple('numpy.random', random=lambda: 0.0, choice=lambda n: 0, beta=lambda a, b: 0.0)
 
 
 def assert_close(logits, expected):

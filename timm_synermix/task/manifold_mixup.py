@@ -43,8 +43,8 @@ class ManifoldMixup:
         prob: Share of the batches that are mixed, in [0, 1].
         label_smoothing: As in `timm.data.Mixup`.
         classifier: See `FeatureHook`.
-
-    Draws from numpy's global generator, as timm's Mixup does: seed that differently on each rank.
+        generator: Generator of the random draws: whether, where and how much to mix. None uses numpy's global one, as
+            timm's Mixup does: seed that differently on each rank.
 
     Raises:
         ValueError: alpha or prob is out of range, the model has no classifier, a layer does not exist or cannot be
@@ -66,12 +66,14 @@ class ManifoldMixup:
         prob: float = 1.0,
         label_smoothing: float = 0.0,
         classifier: str | Sequence[str] | None = None,
+        generator: np.random.Generator | None = None,
     ) -> None:
         if not 0 < alpha < float('inf'):
             raise ValueError(f'alpha must be positive and finite, got {alpha}.')
         if not 0 <= prob <= 1:
             raise ValueError(f'prob must be in [0, 1], got {prob}.')
         self.num_classes, self.alpha, self.prob, self.label_smoothing = num_classes, alpha, prob, label_smoothing
+        self.generator = generator
         self.mixup_enabled = True  # as timm's Mixup: set to False to go on without mixing
         probe = LayerProbe(model, input_size, classifier)
         self.layers = default_layers(probe) if layers is None else _resolve(probe, layers)
@@ -103,9 +105,10 @@ class ManifoldMixup:
             is mixed by the forward of the model inside of `mixing`.
         """
         self._layer, lam = INPUT, 1.0
-        if self.mixup_enabled and np.random.rand() < self.prob:
-            self._layer = self.layers[np.random.randint(len(self.layers))]
-            lam = np.random.beta(self.alpha, self.alpha)
+        random: Any = np.random if self.generator is None else self.generator
+        if self.mixup_enabled and random.random() < self.prob:
+            self._layer = self.layers[random.choice(len(self.layers))]
+            lam = random.beta(self.alpha, self.alpha)
         # On the device: no wait, and no new graph for each value.
         self._lam = {
             name: torch.full((), lam if name == self._layer else 1.0, device=x.device) for name in (INPUT, *self.layers)
