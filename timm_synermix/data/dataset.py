@@ -27,6 +27,10 @@ class UnreadableImage(ValueError):
     """An image cannot be read. The message names it, and says why."""
 
 
+class FailedTransform(UnreadableImage):
+    """An image can be read, but a transform raises. The message names it, and says why."""
+
+
 class ReadableImages(Dataset):
     """The images of a map-style data set, transformed here.
 
@@ -61,13 +65,17 @@ class ReadableImages(Dataset):
         try:
             return _read(self.dataset, index)
         except Exception as error:  # decoders raise all kinds
-            reason = re.sub(r'<_io[^>]*>', 'it', ' '.join(str(error).split())) or type(error).__name__
+            reason = re.sub(r'<_io[^>]*>', 'it', _one_line(error))
             raise UnreadableImage(f'{image_name(self.dataset, index)} cannot be read: {reason}') from error
 
     def set_epoch(self, epoch: int) -> None:
         """Pass the epoch on to a data set that wants to know it."""
         if hasattr(self.dataset, 'set_epoch'):
             self.dataset.set_epoch(epoch)
+
+
+def _one_line(error: Exception) -> str:
+    return ' '.join(str(error).split()) or type(error).__name__
 
 
 def _read(dataset: Any, index: int) -> tuple[Any, Any]:
@@ -96,12 +104,13 @@ def image_name(dataset: Any, index: int) -> str:
     """The path of an image in its data set, or its number if it has none."""
     if isinstance(dataset, Subset):
         return image_name(dataset.dataset, dataset.indices[index])
+    name = None
     if isinstance(dataset, ImageDataset):
-        try:
-            return str(dataset.filename(index, absolute=True))
-        except (NotImplementedError, AssertionError):  # a reader without names
-            pass
-    return f'image {index}'
+        with suppress(NotImplementedError, AssertionError):  # a reader without names
+            name = dataset.filename(index, absolute=True)
+    elif hasattr(dataset, 'dataset'):  # one around another
+        return image_name(dataset.dataset, index)
+    return name or f'image {index}'
 
 
 class TwoViewDataset(ReadableImages):
@@ -137,22 +146,33 @@ class SampleDataset(Dataset):
 
     Whatever a sample's transforms draw from the global generators is a function of (seed, epoch, index): the generators
     are seeded before each. An image that cannot be read is named once, and another image of its class takes its place,
-    drawn at random, which is not in the batch yet if the class has such a one.
+    drawn at random, which is not in the batch yet if the class has such a one. So it is with an image for which a
+    transform raises; but where that happens to two images and over 1 % of an epoch, it is the transform that is wrong.
 
     Args:
         dataset: Takes an index; raises UnreadableImage. `ReadableImages`, or a data set around one.
         seed: Seed of all samples.
         targets: The class of every image, int `[len(dataset)]`. None if unknown: then any image takes the place.
         strict: Raise UnreadableImage instead.
+        epoch_size: Images of an epoch in this process; None for all.
     """
 
-    def __init__(self, dataset: Any, seed: int = 42, targets: np.ndarray | None = None, strict: bool = False) -> None:
+    def __init__(
+        self,
+        dataset: Any,
+        seed: int = 42,
+        targets: np.ndarray | None = None,
+        strict: bool = False,
+        epoch_size: int | None = None,
+    ) -> None:
         self.dataset = dataset
         self.seed = seed
         self.targets = targets
         self.strict = strict
-        # 1 + the last epoch in which an image was skipped, 0 for never; workers write, the main process reads
-        self._skipped = torch.zeros(len(dataset), dtype=torch.int16).share_memory_()
+        self.epoch_size = len(dataset) if epoch_size is None else epoch_size
+        # 1 + the last epoch in which an image was skipped, or for a transform, 0 for never; workers write, the main
+        # process reads
+        self._skipped, self._failed = (torch.zeros(len(dataset), dtype=torch.int16).share_memory_() for _ in range(2))
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -172,8 +192,12 @@ class SampleDataset(Dataset):
             self.dataset.set_epoch(epoch)
 
     def num_skipped(self, epoch: int = 0) -> int:
-        """How many images could not be read in an epoch."""
+        """How many images could not be read or transformed in an epoch."""
         return int((self._skipped == epoch + 1).sum())
+
+    def num_failed(self, epoch: int = 0) -> int:
+        """For how many images a transform raised in an epoch."""
+        return int((self._failed == epoch + 1).sum())
 
     def lost_classes(self) -> list[int]:
         """The classes of which every image was tried, and none could be read."""
@@ -195,22 +219,53 @@ class SampleDataset(Dataset):
         if isinstance(draw, Draw):
             seed_everything(seed_of('sample', self.seed, draw.epoch, _image(draw.item), draw.occurrence))
         try:
-            return self.dataset[_item(draw)]
+            return self._get(_item(draw))
         except UnreadableImage as error:
             self._note(draw, _image(_item(draw)), error)
             for image in self._others(draw, in_batch):
-                with suppress(UnreadableImage):
-                    sample = self.dataset[_instead(_item(draw), image)]
+                sample = self._instead(draw, image)
+                if sample is not None:
                     in_batch.add(image)
                     return sample
             raise UnreadableImage(f'{error}; nor can another one of its class or its batch be') from error
 
+    def _instead(self, draw: Any, image: int) -> Any:
+        """The sample of another image, or None; that it cannot be read is said where it is drawn itself."""
+        try:
+            return self._get(_instead(_item(draw), image))
+        except FailedTransform as error:
+            self._note(draw, image, error)
+        except UnreadableImage:
+            pass
+        return None
+
+    def _get(self, item: Any) -> Any:
+        try:
+            return self.dataset[item]
+        except UnreadableImage:
+            raise
+        except Exception as error:  # transforms raise all kinds
+            reason = f'{type(error).__name__}: {_one_line(error)}'
+            raise FailedTransform(
+                f'{image_name(self.dataset, _image(item))} cannot be transformed: {reason}'
+            ) from error
+
     def _note(self, draw: Any, image: int, error: UnreadableImage) -> None:
         if self.strict:
-            raise error
+            raise UnreadableImage(str(error)) from error
         if not self._skipped[image]:
             _logger.warning(f'Skipped: {error}')
-        self._skipped[image] = 1 + (draw.epoch if isinstance(draw, Draw) else 0)
+        epoch = draw.epoch if isinstance(draw, Draw) else 0
+        self._skipped[image] = 1 + epoch
+        if not isinstance(error, FailedTransform):
+            return
+        self._failed[image] = 1 + epoch
+        count = self.num_failed(epoch)
+        if count > max(1, self.epoch_size / 100):
+            message = (
+                f'a transform fails for over 1 % of the images ({count} of {self.epoch_size} so far), the last one:'
+            )
+            raise UnreadableImage(f'{message} {error}') from error
 
     def _others(self, draw: Any, in_batch: set[int]) -> Iterator[int]:
         """Images to try instead: of the class, then those of the class in the batch, then the others in the batch."""
@@ -229,6 +284,13 @@ class SampleDataset(Dataset):
         yield from [other for other in known if other != image]
 
 
+def image_mode(dataset: Any) -> str | None:
+    """Pillow's mode of the images of a data set; None if it does not say."""
+    while not hasattr(dataset, 'input_img_mode') and hasattr(dataset, 'dataset'):
+        dataset = dataset.dataset
+    return getattr(getattr(dataset, 'reader', None), 'input_img_mode', None) or getattr(dataset, 'input_img_mode', None)
+
+
 def warn_of_skipped(what: str, dataset: Any, epoch: int = 0, count: int | None = None) -> None:
     """Say how many images could not be read, and which classes have none left.
 
@@ -242,7 +304,8 @@ def warn_of_skipped(what: str, dataset: Any, epoch: int = 0, count: int | None =
         return
     count = dataset.num_skipped(epoch) if count is None else count
     if count:
-        _logger.warning(f'{what}: skipped {count} images that cannot be read, others of their class took their place')
+        read = 'read or transformed' if dataset.num_failed(epoch) else 'read'
+        _logger.warning(f'{what}: skipped {count} images that cannot be {read}, others of their class took their place')
     lost = ', '.join(map(str, dataset.lost_classes()))
     if lost:
         _logger.warning(f'{what}: no image of class {lost} can be read, images of other classes took their place')

@@ -21,7 +21,8 @@ from torch.utils.data import (
     default_collate,
 )
 
-from timm_synermix.data.dataset import ReadableImages, TwoViewDataset
+from timm_synermix.data.augment_ops import mend_augmentation
+from timm_synermix.data.dataset import ReadableImages, TwoViewDataset, image_mode
 from timm_synermix.data.dataset_factory import dataset_targets
 from timm_synermix.data.sample_loader import SampleLoader, SamplePrefetchLoader, shield
 from timm_synermix.data.sampler import SupplementBatchSampler
@@ -145,7 +146,7 @@ def create_synermix_loader(
     if TensorEvalTransform.suits(clean):
         clean = TensorEvalTransform(clean)
     augmented = create_transform(input_size, is_training=True, no_aug=no_aug, **common, **erasing, **transform_kwargs)
-    augmented = add_small_image_augmentation(augmented, crop_padding, cutout)
+    augmented = mend_augmentation(add_small_image_augmentation(augmented, crop_padding, cutout), image_mode(dataset))
     views = _set_views(dataset, TwoViewTransform(clean, augmented) if clean_view else augmented)
 
     loader_kwargs: dict[str, Any] = dict(

@@ -53,7 +53,7 @@ class SampleLoader(DataLoader):
         **kwargs: Any,
     ) -> None:
         super().__init__(
-            SampleDataset(dataset, seed, targets, strict),
+            SampleDataset(dataset, seed, targets, strict, -(-len(dataset) // world_size)),
             batch_sampler=DrawSampler(batch_sampler, rank, world_size),
             **kwargs,
         )

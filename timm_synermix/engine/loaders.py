@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, Ra
 
 from timm_synermix.cli.checks import flag
 from timm_synermix.cli.train_args import mixup_active, mixup_kwargs, synermix_loader_kwargs
-from timm_synermix.data.dataset import ReadableImages, SampleDataset
+from timm_synermix.data.augment_ops import mend_augmentation
+from timm_synermix.data.dataset import ReadableImages, SampleDataset, image_mode
 from timm_synermix.data.dataset_factory import check_classes, create_dataset, dataset_targets, describe
 from timm_synermix.data.loader import create_synermix_loader
 from timm_synermix.data.sample_loader import SampleLoader, SamplePrefetchLoader, shield
@@ -162,6 +163,7 @@ def create_train_loader(
     )
     if args.crop_padding or args.cutout:
         dataset.transform = add_small_image_augmentation(dataset.transform, args.crop_padding, args.cutout)
+    mend_augmentation(loader.dataset, image_mode(raw))
     if len(loader) == 0:  # timm drops the last, partial batch
         raise ValueError(f'--batch-size must be at most the number of training images, got {args.batch_size}')
     inner = loader if args.no_prefetcher else loader.loader
