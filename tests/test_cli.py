@@ -1,4 +1,5 @@
 import argparse
+import datetime
 import json
 import re
 from pathlib import Path
@@ -8,7 +9,10 @@ import timm.utils
 import yaml
 
 import train
+from timm_synermix.cli.rules import RULES, Rule, check_values
 from timm_synermix.cli.timm_args import ParseKwargs
+from timm_synermix.cli.validate_args import create_parser as create_validate_parser
+from timm_synermix.utils.checks import Range
 
 FLAGS = json.loads((Path(__file__).parent / 'data' / 'timm_train_flags.json').read_text())
 TYPES = {'int': int, 'float': float, 'str': str}
@@ -128,25 +132,27 @@ def test_synermix_flags_without_synermix_warn(monkeypatch, caplog):
     assert '--synermix-num-mixed has no effect without --synermix' in caplog.text
 
 
-def test_unknown_config_keys_are_named(monkeypatch, tmp_path, caplog):
-    parse(monkeypatch, '-c', config(tmp_path, lerning_rate=1.0))
-    assert "unknown key 'lerning_rate'" in caplog.text
-
-
 @pytest.mark.parametrize(
     ('key', 'value', 'message'),
     [
-        ('epochs', 'many', "epochs in .* must be an integer, got 'many'"),
-        ('epochs', 1.5, 'must be an integer, got 1.5'),
-        ('epochs', True, 'must be an integer, got True'),
-        ('lr', 'fast', "lr in .* must be a number, got 'fast'"),
+        ('epochs', 'many', "epochs in .*: invalid int value: 'many'"),
+        ('epochs', 1.5, "epochs in .*: invalid int value: '1.5'"),
+        ('epochs', True, "epochs in .*: invalid int value: 'True'"),
+        ('epochs', datetime.date(2026, 1, 2), "epochs in .*: invalid int value: '2026-01-02'"),
+        ('epochs', 10**30, '--epochs must be below 2.63, got 10'),
+        ('lr', 'fast', "lr in .*: invalid float value: 'fast'"),
         ('lr', [0.1], r'lr in .* must be a single value, got \[0.1\]'),
-        ('scale', 0.5, 'scale in .* must be a list, got 0.5'),
-        ('input_size', [3, 224], 'must be a list of 3 values'),
+        ('experiment', ['a'], r"experiment in .* must be a single value, got \['a'\]"),
+        ('scale', 0.5, 'scale in .* must be a list of some single values, got 0.5'),
+        ('scale', [[0.5], 1], r'scale in .* must be a list of some single values, got \[\[0.5\], 1\]'),
+        ('decay_milestones', [1, 'x'], "decay_milestones in .*: invalid int value: 'x'"),
+        ('input_size', [3, 224], r'input_size in .* must be a list of 3 single values, got \[3, 224\]'),
+        ('input_size', 224, 'input_size in .* must be a list of 3 single values, got 224'),
+        ('mean', [], r'mean in .* must be a list of some single values, got \[\]'),
         ('synermix', 'yes', "synermix in .* must be true or false, got 'yes'"),
-        ('synermix_forward', 'both', "must be one of separate, fused, got 'both'"),
-        ('train_size_schedule', 'cosine', 'must be one of constant, progressive'),
-        ('model_kwargs', 'a=1', 'must be a mapping'),
+        ('synermix_forward', 'both', "synermix_forward in .*: invalid choice: 'both'"),
+        ('train_size_schedule', 'cosine', "train_size_schedule in .*: invalid choice: 'cosine'"),
+        ('model_kwargs', 'a=1', 'model_kwargs in .* must be a mapping'),
     ],
 )
 def test_wrong_types_in_a_config_are_errors(monkeypatch, tmp_path, capsys, key, value, message):
@@ -195,6 +201,114 @@ def test_bases_may_have_bases(monkeypatch, tmp_path, caplog):
     assert "unknown key 'nonsense'" in caplog.text
 
 
+def test_values_of_a_config_that_survive(monkeypatch, tmp_path):
+    """What a command line cannot say, or says in another way."""
+    values = dict(
+        synermix=False, pretrained=False, cohesion=False, torchcompile=None, aa=None, wandb_tags=[], dist_bn='',
+        experiment='-dash', mean=[-1, '-1e-3', 0.5], lr_noise=[0.1], epochs=7.0, decay_epochs=7, seed='3',
+        model_kwargs={'depth': -1, 'nested': {'a': [1]}}, opt_kwargs={}, wandb_project=datetime.date(2026, 1, 2),
+    )  # fmt: skip
+    args = parse(monkeypatch, '-c', config(tmp_path, **values))[0]
+    changed = dict(mean=[-1.0, -1e-3, 0.5], epochs=7, seed=3, wandb_project='2026-01-02')
+    assert {name: getattr(args, name) for name in values} == {**values, **changed}
+    assert isinstance(args.decay_epochs, float)
+
+
+def test_args_yaml_of_timm(monkeypatch, tmp_path):
+    """timm writes the default of every flag, among them null and []."""
+    defaults = {flag['names'][-1].lstrip('-').replace('-', '_'): flag.get('default') for flag in FLAGS}
+    defaults['ratio'] = [0.75, 4 / 3]
+    given = parse(monkeypatch, '-c', config(tmp_path, **{n: v for n, v in defaults.items() if n in actions()}))[0]
+    assert {**vars(given), 'config': ''} == vars(parse(monkeypatch)[0])
+
+
+@pytest.mark.parametrize(
+    ('content', 'message'),
+    [
+        (b'experiment: caf\xe9', 'cannot read'),
+        (b'epochs: 2026-13-45', 'cannot read .* month must be in 1..12'),
+        (b'epochs: ' + b'9' * 5000, 'cannot read'),
+        (b'[' * 5000, 'cannot read'),
+        (b'a: &a [1,1,1,1,1,1,1,1,1,1]\n' + b''.join(
+            b'%c: &%c [%s]\n' % (b, b, b','.join([b'*%c' % (b - 1)] * 10)) for b in b'bcdefghij'
+        ), 'must hold at most 10000 values'),
+        (b'mean: &a [*a]', 'must hold at most 10000 values'),
+    ],
+    ids=['latin-1', 'no date', 'huge', 'deep', 'aliases', 'circle'],
+)  # fmt: skip
+def test_a_config_that_cannot_be_read_is_one_line(monkeypatch, tmp_path, capsys, content, message):
+    path = tmp_path / 'config.yaml'
+    path.write_bytes(content)
+    with pytest.raises(SystemExit) as error:
+        parse(monkeypatch, '-c', str(path))
+    assert error.value.code == 2
+    text = capsys.readouterr().err
+    assert re.search(f'--config: .*{message}', text)
+    assert text.count('\n') == 1
+    assert len(text) < 1000
+
+
+@pytest.mark.parametrize(
+    ('key', 'meant'),
+    [
+        ('synermx', 'synermix'),
+        ('batch-size', 'batch_size'),
+        ('smoothng', 'smoothing'),
+        ('modelema', 'model_ema'),
+        ('synermix_weight_of_the_loss', 'synermix_'),
+        ('Synermix', 'synermix'),
+    ],
+)
+def test_a_misspelt_key_is_an_error(monkeypatch, tmp_path, capsys, key, meant):
+    with pytest.raises(SystemExit) as error:
+        parse(monkeypatch, '-c', config(tmp_path, **{key: 1}))
+    assert error.value.code == 2
+    assert re.search(f"unknown key '{key}' in .*config.yaml, did you mean {meant}", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize('key', ['epoch', 'amp_impl', 'pretrained_cfg_overlay', 'not_an_arg', 7])
+def test_other_unknown_keys_are_left_out(monkeypatch, tmp_path, caplog, key):
+    args = parse(monkeypatch, '-c', config(tmp_path, **{'lr': 0.5, str(key): 1}))[0]
+    assert args.lr == 0.5
+    assert f"unknown key '{key}'" in caplog.text
+
+
+def test_no_flag_is_forgotten_in_the_table():
+    flags = {action.dest for parser in (train.parser, create_validate_parser()) for action in parser._actions}
+    assert RULES.keys() == flags - {'help'}
+
+
+@pytest.mark.parametrize('parser', [train.parser, create_validate_parser()], ids=['train', 'validate'])
+def test_the_table_fits_the_flags(parser):
+    """A number has a range, choices are those of the parser, and defaults are allowed."""
+    for action in parser._actions:
+        rule = RULES.get(action.dest, Rule())
+        numeric = action.type in (int, float)
+        assert numeric == isinstance(rule.values, Range) or action.dest == 'num_gpu', action.dest
+        if action.choices is not None and rule.values is not None:
+            assert action.choices == rule.values
+        assert rule.needs is None or rule.needs in RULES
+    check_values(argparse.Namespace(**{action.dest: action.default for action in parser._actions}))
+
+
+def test_a_range_says_what_it_is():
+    assert [str(Range(1)), str(Range(0, above=True)), str(Range(0, 1)), str(Range(0, 1, above=True)), str(Range())] == [
+        'at least 1', 'above 0', 'in [0, 1]', 'in (0, 1]', 'a finite number'
+    ]  # fmt: skip
+    nan, inf = float('nan'), float('inf')
+    for values, good, bad in [
+        (Range(1), [1, 1e9], [0, nan, inf]),
+        (Range(0, above=True), [1e-9], [0, -1, nan]),
+        (Range(0, 1), [0, 1], [-1e-9, 1.01, nan]),
+        (Range(), [-1e9, 10**400], [nan, inf, -inf]),
+    ]:
+        for value in good:
+            values.check('x', value)
+        for value in bad:
+            with pytest.raises(ValueError, match=f'^x must be {re.escape(str(values))}, got {value}$'):
+                values.check('x', value)
+
+
 OUT_OF_SCOPE = [
     ['--kd-model-name', 'resnet18'],
     ['--jsd-loss'],
@@ -229,15 +343,15 @@ def test_what_synermix_cannot_be_used_with(monkeypatch, capsys, flags):
         (['--synermix', '--synermix-beta', '1.5'], '--synermix-beta must be in [0, 1], got 1.5'),
         (['--synermix', '--synermix-beta', 'nan'], 'got nan'),
         (['--synermix', '--synermix-num-mixed', '-1'], '--synermix-num-mixed must be at least 0, got -1'),
-        (['--synermix', '-b', '1'], '--batch-size must be at least 2 with --synermix, got 1'),
+        (['--synermix', '-b', '1'], '--batch-size with --synermix must be at least 2, got 1'),
         (['--mixup', '1', '-b', '7'], '--batch-size must be even with --mixup or --cutmix, got 7'),
         (['--synermix-singletons', 'drop'], "invalid choice: 'drop'"),
         (['--resume', 'auto'], '--resume auto needs --experiment'),
         (['--stop-epoch', '0'], '--stop-epoch must be at least 1, got 0'),
-        (['--clip-mode', 'max'], '--clip-mode must be one of norm, value, agc, got max'),
-        (['--amp', '--amp-dtype', 'float8'], '--amp-dtype must be one of float16, bfloat16, got float8'),
+        (['--clip-mode', 'max'], "--clip-mode must be one of norm, value, agc, got 'max'"),
+        (['--amp', '--amp-dtype', 'float8'], "--amp-dtype must be one of float16, bfloat16, got 'float8'"),
         (['--amp', '--model-dtype', 'bfloat16'], '--amp needs a float32 model'),
-        (['--mixup-mode', 'all'], '--mixup-mode must be one of batch, pair, elem, half, got all'),
+        (['--mixup-mode', 'all'], "--mixup-mode must be one of batch, pair, elem, half, got 'all'"),
         (['--grad-accum-steps', '0'], '--grad-accum-steps must be at least 1, got 0'),
         (['--scale', '0.5'], '--scale must be two values, the lower one first, got [0.5]'),
         (['--cutmix-minmax', '0.9', '0.1'], '--cutmix-minmax must be two values, the lower one first'),

@@ -152,7 +152,7 @@ def test_beta_out_of_range(beta):
 @pytest.mark.parametrize(
     ('kwargs', 'message'),
     [
-        (dict(num_mixed=-1), 'num_mixed must be 0'),
+        (dict(num_mixed=-1), 'num_mixed must be at least 0, got -1'),
         (dict(weight=torch.rand(3)), 'weight must be a floating point tensor of shape'),
         (dict(weight=torch.ones(8, dtype=torch.int64)), 'weight must be a floating point tensor'),
     ],

@@ -166,8 +166,8 @@ def test_a_layer_that_is_passed_by_later_is_not_silent():
 @pytest.mark.parametrize(
     ('kwargs', 'message'),
     [
-        (dict(alpha=0.0), 'alpha must be positive and finite, got 0.0'),
-        (dict(alpha=float('inf')), 'alpha must be positive and finite, got inf'),
+        (dict(alpha=0.0), 'alpha must be above 0, got 0.0'),
+        (dict(alpha=float('inf')), 'alpha must be above 0, got inf'),
         (dict(layers='first'), "list of at least one layer, got 'first'"),
         (dict(prob=1.5), r'prob must be in \[0, 1\], got 1.5'),
         (dict(layers=[]), 'at least one layer'),

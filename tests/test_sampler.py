@@ -200,7 +200,7 @@ def test_partners_of_the_clean_view_alone_stand_last_and_are_marked():
 
 
 def test_fixed_and_clean_only_exclude_each_other():
-    with pytest.raises(ValueError, match='fixed and clean_only exclude each other'):
+    with pytest.raises(ValueError, match='fixed and clean_only cannot be used together'):
         create([0, 0, 1, 1], 2, fixed=True, clean_only=True)
 
 

@@ -513,7 +513,7 @@ def test_under_autocast(amp, in_parts):
     ('kwargs', 'message'),
     [
         (dict(beta=1.5), r'beta must be in \[0, 1\], got 1.5'),
-        (dict(num_mixed=-2), 'num_mixed must be 0 .* got -2'),
+        (dict(num_mixed=-2), 'num_mixed must be at least 0, got -2'),
         (dict(interval=0), 'interval must be at least 1, got 0'),
         (dict(interval=2, beta=1.0), 'interval must be 1 with beta 1, .* got 2'),
         (dict(bank=True, gather_rows=16), 'bank and gather_rows cannot be used together'),

@@ -555,7 +555,7 @@ def test_real_labels_in_two_processes(monkeypatch, capsys, imagenet):
         (['--results-file', '/nowhere/x.csv'], '--results-file must be in a folder that exists'),
         (['--features-out', '/nowhere/x'], "--features-out must be in a folder that exists, got '/nowhere/x'"),
         (['--report', __file__], '--report must be a folder'),
-        (['--results-format', 'xml'], '--results-format must be one of csv, json, got xml'),
+        (['--results-format', 'xml'], "--results-format must be one of csv, json, got 'xml'"),
         (['--naflex-loader'], '--naflex-loader and --naflex-max-seq-len are not supported'),
         (['--num-gpu', '2'], '--num-gpu must be 1, got 2; for more GPUs: torchrun --nproc_per_node N validate.py'),
         (['--tf-preprocessing'], '--tf-preprocessing needs the package tensorflow'),
@@ -564,12 +564,12 @@ def test_real_labels_in_two_processes(monkeypatch, capsys, imagenet):
         (['--torchscript', '--report', 'x'], '--report and --torchscript cannot be used together'),
         (['--amp'], '--amp on the CPU needs --amp-dtype bfloat16, got float16'),
         (['--amp', '--model-dtype', 'bfloat16'], '--amp needs a float32 model, got --model-dtype bfloat16'),
-        (['--model-dtype', 'int8'], '--model-dtype must be one of float32, float16, bfloat16, got int8'),
-        (['--crop-mode', 'round'], '--crop-mode must be one of center, squash, border, got round'),
+        (['--model-dtype', 'int8'], "--model-dtype must be one of float32, float16, bfloat16, got 'int8'"),
+        (['--crop-mode', 'round'], "--crop-mode must be one of center, squash, border, got 'round'"),
         (['--crop-pct', '0'], '--crop-pct must be above 0, got 0.0'),
         (['-b', '0'], '--batch-size must be at least 1, got 0'),
         (['--log-freq', '0'], '--log-freq must be at least 1, got 0'),
-        (['--fuser', 'nvfuser2'], '--fuser must be one of te, old, nvfuser, got nvfuser2'),
+        (['--fuser', 'nvfuser2'], "--fuser must be one of te, old, nvfuser, got 'nvfuser2'"),
         (['--device', 'cuda'], '--device cuda: there is no CUDA device here; --device cpu runs on the CPU'),
         (['--real-labels', '/nowhere'], "--real-labels must be a file that exists, got '/nowhere'"),
         (['--real-labels', __file__, '--valid-labels', __file__], 'cannot be used together: real labels are of all'),
@@ -597,7 +597,7 @@ def test_labels_that_do_not_fit(refuse, no_download, tmp_path):
 
 @pytest.mark.parametrize(
     ('text', 'message'),
-    [('- a', 'must be a mapping'), ('a: [', 'cannot read'), ('img_size: big', "must be an integer, got 'big'")],
+    [('- a', 'must be a mapping'), ('a: [', 'cannot read'), ('img_size: big', "invalid int value: 'big'")],
 )
 def test_bad_run_arguments(refuse, weights, tmp_path, text, message):
     folder = make_run(tmp_path / 'run', weights)

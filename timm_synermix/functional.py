@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from timm_synermix.utils.checks import BETA, NUM_MIXED
+
 IGNORE_INDEX = -100  # torch's own default `ignore_index`: cross-entropy leaves rows with this target out of its mean
 
 
@@ -79,7 +81,7 @@ def row_weight(
     row: Tensor, *, num_mixed: int = 0, weight: Tensor | None = None, generator: torch.Generator | None = None
 ) -> Tensor:
     """`intra_class_weight` of images whose `class_rows` are known, int64 `[N]`; arguments and errors are its own."""
-    check_num_mixed(num_mixed)
+    NUM_MIXED.check('num_mixed', num_mixed)
     if weight is not None and (weight.shape != row.shape or not weight.is_floating_point()):
         raise ValueError(
             f'weight must be a floating point tensor of shape {list(row.shape)}, '
@@ -212,28 +214,6 @@ def synermix_loss(intra_loss: Tensor | float, inter_loss: Tensor | float, beta: 
 
     Source: SynerMix step 4 (arXiv 2403.14137).
     """
-    check_beta(beta)
+    BETA.check('beta', beta)
     loss: Any = beta * intra_loss + (1.0 - beta) * inter_loss
     return loss
-
-
-def check_beta(beta: float) -> None:
-    """Raise ValueError unless beta is in `[0, 1]` (NaN is not)."""
-    if not 0.0 <= beta <= 1.0:
-        raise ValueError(f'beta must be in [0, 1], got {beta}.')
-
-
-def check_num_mixed(num_mixed: int) -> None:
-    """Raise ValueError if num_mixed is negative."""
-    if num_mixed < 0:
-        raise ValueError(f'num_mixed must be 0 (all) or a positive number of images, got {num_mixed}.')
-
-
-def check_interval(interval: int, beta: float) -> None:
-    """Raise ValueError unless interval is positive, and 1 where beta leaves no other loss for the updates between."""
-    if interval < 1:
-        raise ValueError(f'interval must be at least 1, got {interval}.')
-    if interval > 1 and beta == 1.0:
-        raise ValueError(
-            f'interval must be 1 with beta 1, which leaves the updates between without a loss, got {interval}.'
-        )

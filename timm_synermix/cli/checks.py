@@ -1,10 +1,10 @@
-"""The parser of the scripts, and checks of what it has read."""
+"""The parser of the scripts, and what becomes of a user's error."""
 
 from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
@@ -33,31 +33,7 @@ def usage_errors(parser: argparse.ArgumentParser) -> Iterator[None]:
         parser.error(' '.join(str(error).split()))
 
 
-def check_values(
-    args: argparse.Namespace, at_least: Mapping[str, float], one_of: Mapping[str, tuple[str | None, ...]]
-) -> None:
-    """Refuse flags below their smallest value or not among their choices, and --amp of a model of another type.
-
-    Args:
-        args: The flags of either script.
-        at_least: Smallest values, by name; a flag that is not given is not checked.
-        one_of: Choices, by name.
-
-    Raises:
-        ValueError: Names the flag, the rule and the value.
-    """
-    for name, lowest in at_least.items():
-        value = getattr(args, name)
-        if value is not None and not value >= lowest:
-            raise ValueError(f'{flag(name)} must be at least {lowest}, got {value}')
-    for name, allowed in one_of.items():
-        if getattr(args, name) not in allowed:
-            names = ', '.join(filter(None, allowed))
-            raise ValueError(f'{flag(name)} must be one of {names}, got {getattr(args, name)}')
+def check_amp(args: argparse.Namespace) -> None:
+    """Raise ValueError for --amp of a model of another type."""
     if args.amp and args.model_dtype not in (None, 'float32'):
         raise ValueError(f'--amp needs a float32 model, got --model-dtype {args.model_dtype}')
-
-
-def flag(dest: str) -> str:
-    """The flag of an argument's name."""
-    return '--' + dest.replace('_', '-')

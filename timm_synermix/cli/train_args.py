@@ -9,47 +9,21 @@ from typing import Any
 
 import yaml
 
-from timm_synermix.cli.checks import TrainParser, check_values, flag, usage_errors
-from timm_synermix.cli.config import _load_config
+from timm_synermix.cli.checks import TrainParser, check_amp, usage_errors
+from timm_synermix.cli.config import load_config
+from timm_synermix.cli.rules import RULES, check_values, flag
 from timm_synermix.cli.timm_args import add_timm_args
+from timm_synermix.utils.checks import (
+    BATCH,
+    BATCH_SIZE,
+    SINGLETONS,
+    SUPPLEMENT,
+    check_bank,
+    check_fixed,
+    check_interval,
+)
 
 _logger = logging.getLogger(__name__)
-
-# Smallest values of flags that are counts, sizes or rates; a flag that is not given is not checked.
-_AT_LEAST = {
-    **dict.fromkeys(['batch_size', 'validation_batch_size', 'grad_accum_steps', 'img_size', 'in_chans'], 1),
-    **dict.fromkeys(
-        ['synermix_interval', 'epochs', 'stop_epoch', 'log_interval', 'val_interval', 'checkpoint_hist'], 1
-    ),
-    **dict.fromkeys(['seed', 'workers', 'lr', 'warmup_epochs', 'recovery_interval', 'mixup_off_epoch', 'tta'], 0),
-    **dict.fromkeys(['start_epoch', 'mixup', 'cutmix', 'aug_repeats', 'aug_splits', 'epoch_repeats', 'clip_grad'], 0),
-    **dict.fromkeys(['synermix_num_mixed', 'synermix_off_epoch', 'manifold_mixup', 'max_bad_steps'], 0),
-    **dict.fromkeys(['crop_padding', 'cutout'], 0),
-}
-
-
-_FRACTIONS = ['hflip', 'vflip', 'reprob', 'mixup_prob', 'mixup_switch_prob', 'smoothing', 'drop', 'drop_path']
-
-
-_FRACTIONS += ['color_jitter_prob', 'grayscale_prob', 'gaussian_blur_prob', 'model_ema_decay', 'synermix_beta']
-
-
-_PAIRS = ['scale', 'ratio', 'cutmix_minmax']
-
-
-_ONE_OF: dict[str, tuple[str | None, ...]] = {
-    'clip_mode': ('norm', 'value', 'agc'),
-    'amp_dtype': ('float16', 'bfloat16'),
-    'model_dtype': (None, 'float32', 'float16', 'bfloat16'),
-    'mixup_mode': ('batch', 'pair', 'elem', 'half'),
-    'remode': ('const', 'rand', 'pixel'),
-    'train_crop_mode': (None, 'rrc', 'rkrc', 'rkrr'),
-    'interpolation': ('', 'nearest', 'bilinear', 'bicubic', 'box', 'hamming', 'lanczos'),
-    'train_interpolation': ('random', 'nearest', 'bilinear', 'bicubic', 'box', 'hamming', 'lanczos'),
-    'worker_seeding': ('all', 'part'),
-    'dist_bn': ('', 'broadcast', 'reduce'),
-    'lr_base_scale': ('', 'linear', 'sqrt'),
-}
 
 
 def add_synermix_args(parser: argparse.ArgumentParser) -> None:
@@ -69,20 +43,20 @@ def add_synermix_args(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         '--synermix-singletons',
         default='supplement',
-        choices=['supplement', 'keep', 'bank'],
+        choices=SINGLETONS,
         help='a class with one image in a batch gets a second one, is left alone, or is mixed with a recent feature of '
         'its class',
     )
     group.add_argument(
         '--synermix-supplement',
         default='both',
-        choices=['both', 'clean'],
+        choices=SUPPLEMENT,
         help='second images take part in both losses, or in the intra-class loss alone',
     )
     group.add_argument(
         '--synermix-batch',
         default='grow',
-        choices=['grow', 'fixed'],
+        choices=BATCH,
         help='second images come on top of --batch-size, or within: all batches have one size, and cost no more',
     )
     group.add_argument(
@@ -239,12 +213,16 @@ def parse_args(
         The arguments, and their YAML text for `args.yaml`.
     """
     config_args, remaining = config_parser.parse_known_args(argv)
-    config = _load_config(parser, config_args.config) if config_args.config else {}
+    try:
+        config = load_config(parser, config_args.config) if config_args.config else {}
+    except ValueError as error:
+        parser.error(f'--config: {error}')
     args = parser.parse_args(remaining, namespace=argparse.Namespace(**config))
     args.config = config_args.config
     args.data = args.data or config.get('data')  # argparse puts an absent positional back to its default
     with usage_errors(parser):
         check_args(args)
+    _warn_of_no_effect(parser, args)
     return args, yaml.safe_dump(args.__dict__, default_flow_style=False)
 
 
@@ -256,15 +234,8 @@ def check_args(args: argparse.Namespace) -> None:
     """
     if args.naflex_loader:
         raise ValueError('--naflex-loader is not supported by this script; use the one of timm')
-    check_values(args, _AT_LEAST, _ONE_OF)
-    for name in _FRACTIONS:
-        value = getattr(args, name)
-        if value is not None and not 0 <= value <= 1:
-            raise ValueError(f'{flag(name)} must be in [0, 1], got {value}')
-    for name in _PAIRS:
-        pair = getattr(args, name)
-        if pair is not None and not (len(pair) == 2 and 0 <= pair[0] <= pair[1]):
-            raise ValueError(f'{flag(name)} must be two values, the lower one first, got {pair}')
+    check_values(args)
+    check_amp(args)
     if mixup_active(args) and args.batch_size % 2:
         raise ValueError(f'--batch-size must be even with --mixup or --cutmix, got {args.batch_size}')
     if args.resume == 'auto' and not args.experiment:
@@ -282,16 +253,8 @@ def check_args(args: argparse.Namespace) -> None:
     _check_small_image_args(args)
     if args.manifold_mixup:
         _check_manifold_mixup_args(args)
-    elif args.manifold_mixup_layers:
-        _logger.warning('--manifold-mixup-layers has no effect without --manifold-mixup.')
     if args.synermix:
         _check_synermix_args(args)
-    else:
-        defaults = argparse.ArgumentParser()
-        add_synermix_args(defaults)
-        for name, default in vars(defaults.parse_args([])).items():
-            if getattr(args, name) != default:
-                _logger.warning('%s has no effect without --synermix.', flag(name))
     _check_cohesion_args(args)
 
 
@@ -304,18 +267,22 @@ def _check_synermix_args(args: argparse.Namespace) -> None:
             '--variable-batch-loss-scale': args.variable_batch_loss_scale != 'none',
         },
     )
-    if args.batch_size < 2:
-        raise ValueError(f'--batch-size must be at least 2 with --synermix, got {args.batch_size}')
-    if args.synermix_batch == 'fixed' and args.synermix_supplement == 'clean':
-        raise ValueError('--synermix-batch fixed needs --synermix-supplement both, got clean')
-    if args.synermix_singletons == 'bank' and args.aug_repeats:
+    BATCH_SIZE.check('--batch-size with --synermix', args.batch_size)
+    fixed, clean = args.synermix_batch == 'fixed', args.synermix_supplement == 'clean'
+    bank = args.synermix_singletons == 'bank'
+    check_fixed(fixed, clean, ('--synermix-batch fixed', '--synermix-supplement clean'))
+    check_interval(args.synermix_interval, args.synermix_beta, ('--synermix-interval', '--synermix-beta'))
+    check_bank(bank, args.synermix_gather, ('--synermix-singletons bank', '--synermix-gather'))
+    if bank and args.aug_repeats:
         raise ValueError('--synermix-singletons bank and --aug-repeats cannot be used together: copies are no partners')
-    if args.synermix_singletons != 'supplement' and args.synermix_supplement == 'clean':
+    if clean and args.synermix_singletons != 'supplement':
         _logger.warning('--synermix-supplement has no effect with --synermix-singletons %s.', args.synermix_singletons)
-    if args.synermix_interval > 1 and args.synermix_beta == 1:
-        raise ValueError('--synermix-interval needs --synermix-beta below 1: the updates between would have no loss')
-    if args.synermix_gather and args.synermix_singletons == 'bank':
-        raise ValueError('--synermix-gather and --synermix-singletons bank cannot be used together')
+
+
+def _warn_of_no_effect(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    for name, rule in RULES.items():
+        if rule.needs and not getattr(args, rule.needs) and getattr(args, name) != parser.get_default(name):
+            _logger.warning('%s has no effect without %s.', flag(name), flag(rule.needs))
 
 
 def _check_cohesion_args(args: argparse.Namespace) -> None:

@@ -6,23 +6,9 @@ import argparse
 import importlib.util
 import os
 
-from timm_synermix.cli.checks import TrainParser, check_values, flag
+from timm_synermix.cli.checks import TrainParser, check_amp
+from timm_synermix.cli.rules import check_values, flag
 from timm_synermix.cli.timm_args import ParseKwargs
-
-_AT_LEAST = {
-    **dict.fromkeys(['batch_size', 'img_size', 'in_chans', 'num_samples', 'log_freq'], 1),
-    **dict.fromkeys(['workers', 'seed', 'crop_border_pixels'], 0),
-}
-
-
-_ONE_OF: dict[str, tuple[str | None, ...]] = {
-    'amp_dtype': ('float16', 'bfloat16'),
-    'model_dtype': (None, 'float32', 'float16', 'bfloat16'),
-    'crop_mode': (None, 'center', 'squash', 'border'),
-    'interpolation': ('', 'nearest', 'bilinear', 'bicubic', 'box', 'hamming', 'lanczos'),
-    'results_format': ('csv', 'json'),
-    'fuser': ('', 'te', 'old', 'nvfuser'),
-}
 
 
 def create_parser() -> argparse.ArgumentParser:
@@ -196,9 +182,8 @@ def check_args(args: argparse.Namespace) -> None:
     Raises:
         ValueError: Names the flag, the rule and the value.
     """
-    check_values(args, _AT_LEAST, _ONE_OF)
-    if args.crop_pct is not None and not args.crop_pct > 0:
-        raise ValueError(f'--crop-pct must be above 0, got {args.crop_pct}')
+    check_values(args)
+    check_amp(args)
     _check_supported(args)
     _check_files(args)
     if args.real_labels and args.valid_labels:

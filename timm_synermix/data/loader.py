@@ -27,12 +27,9 @@ from timm_synermix.data.dataset_factory import dataset_targets
 from timm_synermix.data.sample_loader import SampleLoader, SamplePrefetchLoader, shield
 from timm_synermix.data.sampler import SupplementBatchSampler
 from timm_synermix.data.transforms import TensorEvalTransform, TwoViewTransform, add_small_image_augmentation
+from timm_synermix.utils.checks import BATCH, BATCH_SIZE, SINGLETONS, SUPPLEMENT, check_fixed
 
 _logger = logging.getLogger(__name__)
-
-# What becomes of a class with one image in a batch, what its second image takes part in, and the size of the batch.
-CHOICES = {'singletons': ('supplement', 'keep', 'bank'), 'supplement': ('both', 'clean'), 'batch': ('grow', 'fixed')}
-
 
 # Arguments of timm's create_loader that have one meaning left with two views.
 _ONLY_VALUE: dict[str, Any] = dict(
@@ -133,11 +130,11 @@ def create_synermix_loader(
         if value != only_value:
             hint = '; Mixup belongs in SynerMixTask(mixup_fn=...)' if name == 'collate_fn' else ''
             raise ValueError(f'{name} must be {only_value} in a loader of two views, got {value}{hint}.')
-    for name, value in (('singletons', singletons), ('supplement', supplement), ('batch', batch)):
-        if value not in CHOICES[name]:
-            raise ValueError(f'{name} must be one of {", ".join(CHOICES[name])}, got {value!r}.')
-    if batch_size < 2:
-        raise ValueError(f'batch_size must be at least 2 to mix images within a class, got {batch_size}.')
+    SINGLETONS.check('singletons', singletons)
+    SUPPLEMENT.check('supplement', supplement)
+    BATCH.check('batch', batch)
+    BATCH_SIZE.check('batch_size', batch_size)
+    check_fixed(batch == 'fixed', supplement == 'clean', ("batch='fixed'", "supplement='clean'"))
     common = dict(mean=mean, std=std, use_prefetcher=use_prefetcher)
     erasing: dict[str, Any] = dict(re_prob=re_prob, re_mode=re_mode, re_count=re_count)
     clean = create_transform(

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch.utils.data import Sampler
 
+from timm_synermix.utils.checks import BATCH_SIZE, INTERVAL, check_fixed
+
 _logger = logging.getLogger(__name__)
 
 AUGMENTED = 'augmented'  # marks an image of which the augmented view alone is wanted
@@ -71,15 +73,12 @@ class SupplementBatchSampler(Sampler[list[Any]]):
         seed: int = 42,
         rank: int = 0,
     ) -> None:
-        if batch_size < 2:
-            raise ValueError(f'batch_size must be at least 2 to mix images within a class, got {batch_size}.')
-        for name, count in (('interval', interval), ('batches_per_update', batches_per_update)):
-            if count < 1:
-                raise ValueError(f'{name} must be at least 1, got {count}.')
+        BATCH_SIZE.check('batch_size', batch_size)
+        INTERVAL.check('interval', interval)
+        INTERVAL.check('batches_per_update', batches_per_update)
         if len(sampler) == 0:
             raise ValueError('sampler must have at least one index, got an empty one.')
-        if fixed and clean_only:
-            raise ValueError('fixed and clean_only exclude each other: the number of augmented images would vary.')
+        check_fixed(fixed, clean_only)
         self.sampler = sampler
         self.batch_size = batch_size
         self.supplement = supplement

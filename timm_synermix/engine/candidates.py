@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import timm
-import yaml
 from timm.utils import natural_key
 
-from timm_synermix.cli.config import convert_value
+from timm_synermix.cli.config import argument_value, read_mapping
+from timm_synermix.cli.rules import RULES, names_with
 from timm_synermix.metrics.collection import METRIC_NAMES, cohesion_metrics
 from timm_synermix.models.factory import check_weights_file
 
@@ -24,13 +24,6 @@ _BEST = ('model_best.pth.tar', 'model_best.safetensors', 'last.pth.tar')
 
 
 _SUFFIXES = ('.pth.tar', '.pth', '.safetensors')
-
-
-# Of a training run's arguments, those that describe the model and its images.
-_FROM_RUN = {'model', 'num_classes', 'gp', 'model_kwargs', 'img_size', 'in_chans', 'input_size'}
-
-
-_FROM_RUN |= {'crop_pct', 'crop_mode', 'mean', 'std', 'interpolation'}
 
 
 # Pretrained for other than ImageNet's 1,000 classes: nothing for the images of '--model all'.
@@ -144,7 +137,7 @@ def _from_checkpoint(
     """A checkpoint, with the arguments that its training run saved beside it."""
     folder = os.path.dirname(path)
     run_args = _load_run_args(parser, os.path.join(folder, 'args.yaml'))
-    taken = {key: run_args[key] for key in sorted(_FROM_RUN - given) if run_args.get(key)}
+    taken = {key: run_args[key] for key in sorted({*names_with(evaluation=True)} - given) if run_args.get(key)}
     if given & {'img_size', 'input_size'}:  # either says all about the size
         taken = {key: value for key, value in taken.items() if key not in ('img_size', 'input_size')}
     if run_args and 'use_train_size' not in given:
@@ -164,19 +157,10 @@ def _load_run_args(parser: argparse.ArgumentParser, path: str) -> dict[str, Any]
     """The arguments in a run's args.yaml, checked as the flags would be; none if there is no such file."""
     if not os.path.isfile(path):
         return {}
-    try:
-        with open(path) as file:
-            values = yaml.safe_load(file)
-    except (OSError, yaml.YAMLError) as error:
-        raise ValueError(f'cannot read {path}: {error}') from error
-    if not isinstance(values, dict):
-        raise ValueError(f'{path} must be a mapping of flags to values, got {type(values).__name__}')
+    values = read_mapping(path)
     for action in parser._actions:
-        if action.dest in _FROM_RUN and action.dest in values:
-            try:
-                values[action.dest] = convert_value(action, values[action.dest])
-            except ValueError as error:
-                raise ValueError(f'{action.dest} in {path} {error}') from error
+        if action.dest in values and RULES[action.dest].evaluation:
+            values[action.dest] = argument_value(action, values[action.dest], path)
     return values
 
 

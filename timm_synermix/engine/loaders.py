@@ -13,7 +13,7 @@ from timm.data import AugMixDataset, FastCollateMixup, MultiLabelTarget, create_
 from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, RandomSampler
 
-from timm_synermix.cli.checks import flag
+from timm_synermix.cli.rules import flag, names_with
 from timm_synermix.cli.train_args import mixup_active, mixup_kwargs, synermix_loader_kwargs
 from timm_synermix.data.augment_ops import mend_augmentation
 from timm_synermix.data.dataset import ReadableImages, SampleDataset, image_mode
@@ -23,9 +23,6 @@ from timm_synermix.data.sample_loader import SampleLoader, SamplePrefetchLoader,
 from timm_synermix.data.transforms import add_small_image_augmentation
 
 _logger = logging.getLogger(__name__)
-
-# The flags that may differ between the processes of a run.
-_OF_A_PROCESS = {'rank', 'local_rank', 'device', 'workers', 'pin_mem', 'data', 'data_dir', 'config'}
 
 
 def create_datasets(args: argparse.Namespace, in_chans: int, num_classes: int) -> tuple[Any, Any]:
@@ -74,7 +71,7 @@ def create_datasets(args: argparse.Namespace, in_chans: int, num_classes: int) -
 
 def run_facts(args: argparse.Namespace, train: Any, validation: Any) -> dict[str, str]:
     """What must be the same in all processes: most flags, and the lengths, labels and file names of the data."""
-    facts = {flag(name): repr(value) for name, value in vars(args).items() if name not in _OF_A_PROCESS}
+    facts = {flag(name): repr(getattr(args, name)) for name in names_with(per_process=False) if hasattr(args, name)}
     for kind, dataset in (('training', train), ('validation', validation)):
         if dataset is not None:
             facts[f'the {kind} set'] = describe(dataset)

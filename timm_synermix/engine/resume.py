@@ -14,75 +14,11 @@ from timm.scheduler import PlateauLRScheduler
 from timm.task import TrainingTask, load_task_ema_checkpoint, resume_task_checkpoint
 from timm.utils import unwrap_model
 
-from timm_synermix.cli.checks import flag
+from timm_synermix.cli.rules import RULES, flag, names_with
 from timm_synermix.engine.checkpoint import NewerFormat, ResumePoint, checkpoint_paths, output_folder
 from timm_synermix.utils.safe_load import LOAD_ERRORS, check_whole, load_errors, load_reason
 
 _logger = logging.getLogger(__name__)
-
-# What decides which images a batch has: no run can go on in the middle of an epoch with other ones.
-_OF_BATCHES = ['batch_size', 'world_size', 'seed', 'grad_accum_steps', 'dataset', 'train_split', 'class_map']
-
-
-_OF_BATCHES += ['aug_repeats', 'epoch_repeats', 'synermix', 'synermix_singletons', 'synermix_supplement']
-
-
-_OF_BATCHES += [
-    'synermix_batch',
-    'synermix_interval',
-    'synermix_off_epoch',
-    'train_img_sizes',
-    'train_batch_sizes',
-    'train_size_probs',
-]
-
-
-# What the state of an optimizer holds, so that the flags of a resumed run are without effect.
-_OF_OPTIMIZER = ['lr', 'lr_base', 'lr_base_size', 'lr_base_scale', 'momentum', 'weight_decay', 'opt_eps', 'opt_betas']
-
-
-_OF_OPTIMIZER += ['layer_decay', 'opt_kwargs']
-
-
-# What changes nothing that is trained.
-_HARMLESS = {
-    'resume',
-    'no_resume_opt',
-    'start_epoch',
-    'stop_epoch',
-    'output',
-    'experiment',
-    'config',
-    'data',
-    'data_dir',
-}
-
-
-_HARMLESS |= {
-    'workers',
-    'pin_mem',
-    'device',
-    'rank',
-    'local_rank',
-    'world_size',
-    'distributed',
-    'use_multi_epochs_loader',
-}
-
-
-_HARMLESS |= {'log_interval', 'log_wandb', 'log_with', 'report', 'cohesion', 'save_images', 'save_epochs', 'tta'}
-
-
-_HARMLESS |= {'recovery_interval', 'checkpoint_hist', 'val_interval', 'validation_batch_size', 'worker_seeding'}
-
-
-_HARMLESS |= {'wandb_project', 'wandb_tags', 'wandb_resume_id', 'wandb_run_id', 'max_bad_steps', 'strict_data'}
-
-
-_HARMLESS |= {'pretrained', 'pretrained_path', 'initial_checkpoint', 'dataset_download', 'synchronize_step'}
-
-
-_HARMLESS |= {'in_memory'}
 
 
 def find_resume_point(args: argparse.Namespace) -> ResumePoint | None:
@@ -184,19 +120,19 @@ def _check_flags(args: argparse.Namespace, saved: dict[str, Any], point: ResumeP
             return str(old).partition('.')[0] != str(new).partition('.')[0]
         return (list(old) if isinstance(old, tuple) else old) != (list(new) if isinstance(new, tuple) else new)
 
-    for name in ('model', 'num_classes', 'in_chans', 'task', *(() if args.no_resume_opt else ('opt',))):
-        if differs(name):
+    for name in names_with(resume='fixed'):
+        if differs(name) and not (name == 'opt' and args.no_resume_opt):
             hint = '; --no-resume-opt takes the weights alone' if name == 'opt' else ''
             raise ValueError(f'{flag(name)} must be {saved[name]}, as of {point.path}, got {getattr(args, name)}{hint}')
     if point.batch:
-        for name in filter(differs, _OF_BATCHES):
+        for name in filter(differs, ['world_size', *names_with(resume='epoch')]):
             what = 'the number of processes' if name == 'world_size' else flag(name)
             raise ValueError(
                 f'{what} must be {saved[name]}, as of {point.path}, to go on in the middle of an epoch, '
                 f'got {getattr(args, name)}; --resume with a checkpoint of a whole epoch to change it'
             )
-    kept = [] if args.no_resume_opt else [name for name in _OF_OPTIMIZER if differs(name)]
-    changed = [name for name in saved if name not in {*_HARMLESS, *kept} and differs(name)]
+    kept = [] if args.no_resume_opt else list(filter(differs, names_with(resume='kept')))
+    changed = [name for name in RULES if name not in {*names_with(resume='free'), *kept} and differs(name)]
     if changed and args.rank == 0:
         text = ', '.join(f'{flag(name)} {getattr(args, name)} (was {saved[name]})' for name in changed)
         _logger.warning(f'Not the run that {point.path} is of, other from here on: {text}')

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from timm_synermix.task.layer_probe import LayerProbe, _resolve, default_layers
 from timm_synermix.task.mixup import INPUT, mix_with_flip
+from timm_synermix.utils.checks import FRACTION, Range
 
 _logger = logging.getLogger(__name__)
 
@@ -68,10 +69,8 @@ class ManifoldMixup:
         classifier: str | Sequence[str] | None = None,
         generator: np.random.Generator | None = None,
     ) -> None:
-        if not 0 < alpha < float('inf'):
-            raise ValueError(f'alpha must be positive and finite, got {alpha}.')
-        if not 0 <= prob <= 1:
-            raise ValueError(f'prob must be in [0, 1], got {prob}.')
+        Range(0, above=True).check('alpha', alpha)
+        FRACTION.check('prob', prob)
         self.num_classes, self.alpha, self.prob, self.label_smoothing = num_classes, alpha, prob, label_smoothing
         self.generator = generator
         self.mixup_enabled = True  # as timm's Mixup: set to False to go on without mixing

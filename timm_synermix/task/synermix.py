@@ -16,9 +16,6 @@ from torch import Tensor, nn
 from timm_synermix.features import FeatureHook
 from timm_synermix.functional import (
     IGNORE_INDEX,
-    check_beta,
-    check_interval,
-    check_num_mixed,
     class_rows,
     mix_rows,
     row_weight,
@@ -27,6 +24,7 @@ from timm_synermix.functional import (
 from timm_synermix.task.feature_bank import BankMix, FeatureBank
 from timm_synermix.task.gather import gather_rows
 from timm_synermix.task.mixup import Mixer
+from timm_synermix.utils.checks import BETA, NUM_MIXED, check_bank, check_interval
 from timm_synermix.utils.random import seed_of
 
 
@@ -175,11 +173,10 @@ class SynerMixTask(ClassificationTask):
         verbose: bool = True,
     ) -> None:
         beta = (0.1 if mixup_fn is not None else 0.5) if beta is None else beta
-        check_beta(beta)
-        check_num_mixed(num_mixed)
+        BETA.check('beta', beta)
+        NUM_MIXED.check('num_mixed', num_mixed)
         check_interval(interval, beta)
-        if bank and gather_rows:
-            raise ValueError('bank and gather_rows cannot be used together: a bank is of one rank.')
+        check_bank(bank, bool(gather_rows))
         if criterion is not None and intra_criterion is None:
             if mixup_fn is not None:
                 raise ValueError(
