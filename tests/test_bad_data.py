@@ -13,7 +13,7 @@ from timm.data import create_transform
 from timm_synermix import create_synermix_loader
 from timm_synermix.data.dataset import ReadableImages, SampleDataset, UnreadableImage
 from timm_synermix.data.dataset_factory import create_dataset
-from timm_synermix.data.sampler import Draw
+from timm_synermix.data.draws import Draw, Views, with_image
 
 
 def png_of_size(width, height):
@@ -133,7 +133,7 @@ class Numbers:
 
     def __getitem__(self, index):
         self.tried.append(index)
-        if (index if index >= 0 else ~index) in self.broken:
+        if index in self.broken:
             raise UnreadableImage(f'image {index} cannot be read: it is broken')
         return index
 
@@ -148,7 +148,7 @@ TARGETS = np.array([0] * 5 + [1] * 5 + [2])
         ([0, 1, 2, 3], [0, 4, 5, 6], [{4}, {4}, {5}, {6}]),  # but that if there is no other
         ([0, 1], [0, 1, 5, 6], [{2, 3, 4}, {2, 3, 4}, {5}, {6}]),
         ([10], [10, 5, 6], [{5, 6}, {5}, {6}]),  # none of the class: one that is there, with its own label
-        ([0], [5, 6, ~0], [{5}, {6}, {~1, ~2, ~3, ~4}]),  # a clean view stays one
+        ([0], [5, 6, Views(0, True, False)], [{5}, {6}, {Views(i, True, False) for i in (1, 2, 3, 4)}]),
         ([0], [(0, 7), (1, 8)], [{(2, 7), (3, 7), (4, 7)}, {(1, 8)}]),  # timm's choice of a transform stays
     ],
 )
@@ -156,7 +156,7 @@ def test_choice_of_the_image(broken, items, allowed):
     class Pairs(Numbers):
         def __getitem__(self, item):
             index = super().__getitem__(item[0] if isinstance(item, tuple) else item)
-            return (index, item[1]) if isinstance(item, tuple) else index
+            return with_image(item, index)
 
     seen = [set() for _ in items]
     for epoch in range(30):

@@ -11,7 +11,10 @@ from torch.utils.data import Subset
 from torchvision import datasets as tv
 
 from timm_synermix import create_synermix_loader, dataset_targets
+from timm_synermix.data.dataset import TwoViewDataset
 from timm_synermix.data.dataset_factory import check_classes, create_dataset
+from timm_synermix.data.draws import Views, image_of
+from timm_synermix.data.transforms import TwoViewTransform
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
 
@@ -124,11 +127,11 @@ def test_partners_with_the_clean_view_alone(image_folder, use_prefetcher):
     evaluation = create_transform((3, 16, 16), interpolation='bilinear', crop_pct=1.0, mean=MEAN, std=STD)
     some_partners = 0
     for (x, y), indices in zip(loader, list(loader.batch_sampler.batch_sampler), strict=True):
-        base = sum(index >= 0 for index in indices)
+        base = sum(not isinstance(item, Views) for item in indices)
         assert len(x) == len(y) + base
         some_partners += len(y) - base
-        for i, index in enumerate(indices):
-            file, target = dataset.reader[index if index >= 0 else ~index]
+        for i, item in enumerate(indices):
+            file, target = dataset.reader[image_of(item)]
             assert_same_pixels(x[i], evaluation(Image.open(file).convert('RGB')))
             assert y[i] == target
         assert (x[len(y) :] == 0).all(1).flatten(1).any(1).all()  # every augmented view has erased pixels
@@ -147,7 +150,7 @@ def test_an_interval_leaves_the_clean_views_out_of_the_batches_between(image_fol
     for (x, y), items in zip(loader, list(loader.batch_sampler.batch_sampler), strict=True):
         shapes.append(len(x) / len(y))
         for i, item in enumerate(items):
-            index = item[0] if isinstance(item, tuple) else item
+            index = image_of(item)
             expected = training(Image.open(dataset.reader[index][0]).convert('RGB'))
             torch.testing.assert_close(x[len(x) - len(y) + i], expected, atol=1e-5, rtol=1e-5)
             assert y[i] == dataset.reader[index][1]
@@ -155,6 +158,19 @@ def test_an_interval_leaves_the_clean_views_out_of_the_batches_between(image_fol
     _, erased = load(image_folder, interval=2, re_prob=1.0, use_prefetcher=use_prefetcher)
     for x, y in erased:
         assert (x[len(x) - len(y) :] == 0).all(1).flatten(1).any(1).all()
+
+
+def test_a_sample_has_the_views_that_are_asked_for(image_folder):
+    dataset = create_dataset('', root=str(image_folder), split='train')
+    views = TwoViewDataset(dataset, TwoViewTransform(lambda image: ('clean', image.size), lambda _: 'augmented'))
+    clean = ('clean', Image.open(dataset.reader[8][0]).size)
+    for item, expected in (
+        (8, (clean, 'augmented')),
+        (Views(8), (clean, 'augmented')),
+        (Views(8, augmented=False), (clean,)),
+        (Views(8, clean=False), ('augmented',)),
+    ):
+        assert views[item] == (expected, 1)
 
 
 def test_an_interval_needs_labels(image_folder):

@@ -3,7 +3,7 @@ import pytest
 from torch.utils.data import DistributedSampler
 
 from timm_synermix import SupplementBatchSampler
-from timm_synermix.data.sampler import AUGMENTED
+from timm_synermix.data.draws import Views, image_of
 
 
 def create(targets, batch_size, *, rank=0, world=1, **kwargs):
@@ -188,9 +188,9 @@ def test_partners_of_the_clean_view_alone_stand_last_and_are_marked():
     both, clean = (create(targets, 16, seed=3, clean_only=c) for c in (False, True))
     marked = 0
     for together, batch in zip(both, clean, strict=True):
-        base = [i for i in batch if i >= 0]
-        partners = [~i for i in batch if i < 0]
-        assert batch == base + [~i for i in partners]
+        base = [i for i in batch if not isinstance(i, Views)]
+        partners = [item.image for item in batch if isinstance(item, Views)]
+        assert batch == base + [Views(i, clean=True, augmented=False) for i in partners]
         assert len(base) % 2 == 0
         lone = [c for c in np.unique(targets[base]) if len(set(np.array(base)[targets[base] == c])) == 1]
         assert sorted(targets[partners]) == [c for c in lone if (targets == c).sum() > 1]
@@ -216,18 +216,17 @@ def test_an_interval_has_clean_views_in_every_kth_update(kwargs, batches_per_upd
         batches = list(sampler)
         assert len(batches) == 7
         for number, batch in enumerate(batches):
-            marked = [item for item in batch if isinstance(item, tuple)]
+            marked = [item for item in batch if item == Views(image_of(item), clean=False, augmented=True)]
             if update % K == 0:
                 assert not marked
-                images = [item if item >= 0 else ~item for item in batch]
+                images = [image_of(item) for item in batch]
                 assert np.bincount(targets[images], minlength=30)[targets[images]].min() >= 2
             else:
                 assert len(marked) == len(batch)
-                assert all(mark == AUGMENTED for _, mark in marked)
                 assert len(batch) <= 32
             update += (number + 1) % batches_per_update == 0 or number == 6
         if not kwargs:
-            drawn = [item[0] if isinstance(item, tuple) else item for batch in batches for item in batch]
+            drawn = [image_of(item) for batch in batches for item in batch]
             assert set(drawn) == set(range(210))
 
 

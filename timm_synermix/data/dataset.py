@@ -16,7 +16,7 @@ from timm.data import ImageDataset
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
-from timm_synermix.data.sampler import Draw, _image, _instead, _item
+from timm_synermix.data.draws import Draw, Views, image_of, item_of, with_image
 from timm_synermix.data.transforms import TwoViewTransform
 from timm_synermix.utils.random import seed_everything, seed_of
 
@@ -114,9 +114,9 @@ def image_name(dataset: Any, index: int) -> str:
 
 
 class TwoViewDataset(ReadableImages):
-    """The views of a data set's images: sample i is `((clean, augmented), target)`, sample `~i` `((clean,), target)`.
+    """The views of a data set's images: a sample is `(views, target)`, views a tuple of those that are wanted.
 
-    Sample `(i, AUGMENTED)` is `((augmented,), target)`.
+    An index asks for both, `(clean, augmented)`; `Views` say which.
 
     Args:
         dataset: See `ReadableImages`.
@@ -128,14 +128,11 @@ class TwoViewDataset(ReadableImages):
     def __init__(self, dataset: Any, transform: TwoViewTransform) -> None:
         super().__init__(dataset, transform)
 
-    def __getitem__(self, index: Any) -> tuple[tuple[Tensor, ...], int]:
-        if isinstance(index, tuple):
-            image, target = self.read(index[0])
-            return (self.transform.augmented(image),), target
-        if index >= 0:
-            return super().__getitem__(index)
-        image, target = self.read(~index)
-        return (self.transform.clean(image),), target
+    def __getitem__(self, item: Any) -> tuple[tuple[Tensor, ...], int]:
+        wanted = item if isinstance(item, Views) else Views(item)
+        image, target = self.read(wanted.image)
+        steps = [(wanted.clean, self.transform.clean), (wanted.augmented, self.transform.augmented)]
+        return tuple(view(image) for is_wanted, view in steps if is_wanted), target
 
 
 _MAX_TRIES = 10  # images of a class that are tried in the place of an unreadable one, as many as in timm
@@ -212,16 +209,16 @@ class SampleDataset(Dataset):
 
     def __getitems__(self, draws: Sequence[Any]) -> list[Any]:
         """The samples of a batch of draws; of plain items, as of an evaluation, without seeding."""
-        in_batch = {_image(_item(draw)) for draw in draws}
+        in_batch = {image_of(item_of(draw)) for draw in draws}
         return [self._sample(draw, in_batch) for draw in draws]
 
     def _sample(self, draw: Any, in_batch: set[int]) -> Any:
         if isinstance(draw, Draw):
-            seed_everything(seed_of('sample', self.seed, draw.epoch, _image(draw.item), draw.occurrence))
+            seed_everything(seed_of('sample', self.seed, draw.epoch, image_of(draw.item), draw.occurrence))
         try:
-            return self._get(_item(draw))
+            return self._get(item_of(draw))
         except UnreadableImage as error:
-            self._note(draw, _image(_item(draw)), error)
+            self._note(draw, image_of(item_of(draw)), error)
             for image in self._others(draw, in_batch):
                 sample = self._instead(draw, image)
                 if sample is not None:
@@ -232,7 +229,7 @@ class SampleDataset(Dataset):
     def _instead(self, draw: Any, image: int) -> Any:
         """The sample of another image, or None; that it cannot be read is said where it is drawn itself."""
         try:
-            return self._get(_instead(_item(draw), image))
+            return self._get(with_image(item_of(draw), image))
         except FailedTransform as error:
             self._note(draw, image, error)
         except UnreadableImage:
@@ -247,7 +244,7 @@ class SampleDataset(Dataset):
         except Exception as error:  # transforms raise all kinds
             reason = f'{type(error).__name__}: {_one_line(error)}'
             raise FailedTransform(
-                f'{image_name(self.dataset, _image(item))} cannot be transformed: {reason}'
+                f'{image_name(self.dataset, image_of(item))} cannot be transformed: {reason}'
             ) from error
 
     def _note(self, draw: Any, image: int, error: UnreadableImage) -> None:
@@ -269,7 +266,7 @@ class SampleDataset(Dataset):
 
     def _others(self, draw: Any, in_batch: set[int]) -> Iterator[int]:
         """Images to try instead: of the class, then those of the class in the batch, then the others in the batch."""
-        image = _image(_item(draw))
+        image = image_of(item_of(draw))
         generator = random.Random(seed_of('instead', self.seed, *(draw[:2] if isinstance(draw, Draw) else ()), image))
         known = sorted(in_batch)
         generator.shuffle(known)

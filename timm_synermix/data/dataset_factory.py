@@ -13,7 +13,6 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image
 from timm import data as timm_data
-from timm.data.dataset_factory import _search_split
 from timm.data.readers.reader import Reader
 from torch.utils.data import (
     Dataset,
@@ -21,6 +20,8 @@ from torch.utils.data import (
     Subset,
 )
 from tqdm import tqdm
+
+from timm_synermix.utils.timm_private import search_split
 
 _logger = logging.getLogger(__name__)
 
@@ -212,7 +213,7 @@ def _check_folder(root: str | None, split: str) -> None:
         raise ValueError(f"--data-dir must be a folder or tar file that exists, got '{root}'.")
     # timm takes the folder itself for a split it does not find: fine for a folder of classes, not for one of splits
     splits = [name for name in ('train', 'training', 'val', 'validation') if os.path.isdir(os.path.join(root, name))]
-    if splits and os.path.isdir(root) and os.path.samefile(_search_split(root, split), root):
+    if splits and os.path.isdir(root) and os.path.samefile(search_split(root, split), root):
         raise ValueError(f"--data-dir: '{root}' has no split '{split}', only {', '.join(splits)}.")
 
 

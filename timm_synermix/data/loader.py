@@ -6,10 +6,11 @@ import logging
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from timm.data import create_transform
 from timm.data.distributed_sampler import RepeatAugSampler
-from timm.data.loader import PrefetchLoader, _worker_init
+from timm.data.loader import PrefetchLoader
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 from torch import distributed as dist
@@ -28,6 +29,7 @@ from timm_synermix.data.sample_loader import SampleLoader, SamplePrefetchLoader,
 from timm_synermix.data.sampler import SupplementBatchSampler
 from timm_synermix.data.transforms import TensorEvalTransform, TwoViewTransform, add_small_image_augmentation
 from timm_synermix.utils.checks import BATCH, BATCH_SIZE, SINGLETONS, SUPPLEMENT, check_fixed
+from timm_synermix.utils.timm_private import worker_init
 
 _logger = logging.getLogger(__name__)
 
@@ -42,6 +44,9 @@ _ONLY_VALUE: dict[str, Any] = dict(
     fp16=False,
 )
 
+# Arguments of timm's create_loader that have no effect here.
+_WITHOUT_EFFECT = ('re_split', 'use_multi_epochs_loader')
+
 
 def create_synermix_loader(
     dataset: Any,
@@ -55,9 +60,7 @@ def create_synermix_loader(
     batches_per_update: int = 1,
     clean_view: bool = True,
     seed: int = 42,
-    clean_interpolation: str = 'bilinear',
-    crop_pct: float | None = None,
-    crop_mode: str | None = None,
+    strict: bool = False,
     re_prob: float = 0.0,
     re_mode: str = 'const',
     re_count: int = 1,
@@ -70,14 +73,9 @@ def create_synermix_loader(
     img_dtype: torch.dtype = torch.float32,
     device: torch.device | None = None,
     use_prefetcher: bool = True,
-    use_multi_epochs_loader: bool = False,
     persistent_workers: bool = True,
     worker_seeding: str = 'all',
     no_aug: bool = False,
-    re_split: bool = False,
-    strict: bool = False,
-    crop_padding: int = 0,
-    cutout: int = 0,
     **transform_kwargs: Any,
 ) -> PrefetchLoader | DataLoader:
     """A training loader of clean and augmented views: timm's `create_loader` for SynerMix.
@@ -107,16 +105,14 @@ def create_synermix_loader(
         batches_per_update: Batches whose gradients are accumulated for an update.
         clean_view: False leaves the clean views out: input is `[B, C, H, W]`, batches and order are as with them.
         seed: Seed of the order of the images (not with num_aug_repeats), of the supplements and of the augmentation.
-        clean_interpolation: Interpolation of the clean view.
-        crop_pct, crop_mode: Centre crop of the clean view.
-        num_aug_repeats: Repeated augmentation, through timm's sampler.
-        re_split: Has no effect: the clean views are never erased, which is what it asks for.
-        use_multi_epochs_loader: Has no effect: persistent_workers do what it is for.
-        worker_seeding: Of a streaming data set. Has no effect on others, whose samples have seeds of their own.
         strict: Stop at the first image that cannot be read.
-        crop_padding, cutout: See `timm_synermix.augment.add_small_image_augmentation`.
-        transform_kwargs: Other arguments of `timm.data.create_transform`, for the augmented view. Those of
-            create_loader that two views leave no choice, as collate_fn or num_aug_splits, must have their default.
+        num_aug_repeats: Repeated augmentation, through timm's sampler.
+        worker_seeding: Of a streaming data set. Has no effect on others, whose samples have seeds of their own.
+        transform_kwargs: Of the clean view `clean_interpolation` ('bilinear'), and its centre crop `crop_pct` and
+            `crop_mode`; of the augmented one `crop_padding` and `cutout`, see `add_small_image_augmentation`, and the
+            other arguments of `timm.data.create_transform`. re_split has no effect: the clean views are never erased,
+            which is what it asks for; nor has use_multi_epochs_loader: persistent_workers do what it is for. Arguments
+            of create_loader that two views leave no choice, as collate_fn or num_aug_splits, must have their default.
 
     Returns:
         PrefetchLoader with use_prefetcher, then images arrive on device and normalised; else DataLoader.
@@ -125,34 +121,97 @@ def create_synermix_loader(
         ValueError: singletons, supplement or batch is unknown, batch_size is below 2, interval is used with a data set
             that does not tell its labels, or an argument is not for two views.
     """
+    transform_kwargs = _of_two_views(transform_kwargs)
+    _check_batches(batch_size, singletons, supplement, batch)
+    erasing: dict[str, Any] = dict(re_prob=re_prob, re_mode=re_mode, re_count=re_count, no_aug=no_aug)
+    common: dict[str, Any] = dict(mean=mean, std=std, use_prefetcher=use_prefetcher)
+    transform = _create_views(input_size, image_mode(dataset), common, **erasing, **transform_kwargs)
+    views = _set_views(dataset, transform if clean_view else transform.augmented)
+    loader_kwargs: dict[str, Any] = dict(
+        num_workers=num_workers,
+        collate_fn=two_view_collate if clean_view else default_collate,
+        pin_memory=pin_memory,
+        worker_init_fn=partial(worker_init, worker_seeding=worker_seeding),
+        persistent_workers=persistent_workers and num_workers > 0,
+    )
+    targets = _known_targets(dataset, interval, singletons)
+    loader: DataLoader
+    if isinstance(dataset, IterableDataset):
+        loader = _stream_loader(views, batch_size, **loader_kwargs)
+    else:
+        rules: dict[str, Any] = dict(supplement=singletons == 'supplement', clean_only=supplement == 'clean')
+        rules.update(interval=interval if clean_view else 1, batches_per_update=batches_per_update)
+        rules.update(fixed=batch == 'fixed')
+        loader_kwargs.update(targets=targets, seed=seed, strict=strict)
+        loader = _sample_loader(views, batch_size, num_aug_repeats, distributed, rules, **loader_kwargs)
+        if not hasattr(type(dataset), 'set_epoch'):
+            dataset.set_epoch = loader.batch_sampler.set_epoch
+    if not use_prefetcher:
+        return loader
+    output: dict[str, Any] = dict(mean=mean, std=std, device=device or torch.device('cuda'), img_dtype=img_dtype)
+    return _prefetching(loader, input_size, clean_view, **erasing, **output)
+
+
+def _prefetching(
+    loader: DataLoader,
+    input_size: int | tuple[int, ...],
+    clean_view: bool,
+    re_prob: float,
+    re_mode: str,
+    re_count: int,
+    no_aug: bool,
+    **kwargs: Any,
+) -> SamplePrefetchLoader:
+    """timm's prefetcher, which normalises the images on the device, and erases there."""
+    erase = None
+    if re_prob > 0 and not no_aug:
+        erase = RandomErasing(re_prob, mode=re_mode, max_count=re_count, device=kwargs['device'])
+    channels = input_size[0] if isinstance(input_size, (tuple, list)) and len(input_size) == 3 else len(kwargs['mean'])
+    return SamplePrefetchLoader(loader, erase, clean_view, channels=channels, **kwargs)
+
+
+def _of_two_views(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments without those of timm's create_loader that mean nothing, or one thing alone, with two views."""
     for name, only_value in _ONLY_VALUE.items():
-        value = transform_kwargs.pop(name, only_value)
+        value = kwargs.get(name, only_value)
         if value != only_value:
             hint = '; Mixup belongs in SynerMixTask(mixup_fn=...)' if name == 'collate_fn' else ''
             raise ValueError(f'{name} must be {only_value} in a loader of two views, got {value}{hint}.')
+    return {name: value for name, value in kwargs.items() if name not in {*_ONLY_VALUE, *_WITHOUT_EFFECT}}
+
+
+def _check_batches(batch_size: int, singletons: str, supplement: str, batch: str) -> None:
     SINGLETONS.check('singletons', singletons)
     SUPPLEMENT.check('supplement', supplement)
     BATCH.check('batch', batch)
     BATCH_SIZE.check('batch_size', batch_size)
     check_fixed(batch == 'fixed', supplement == 'clean', ("batch='fixed'", "supplement='clean'"))
-    common = dict(mean=mean, std=std, use_prefetcher=use_prefetcher)
-    erasing: dict[str, Any] = dict(re_prob=re_prob, re_mode=re_mode, re_count=re_count)
+
+
+def _create_views(
+    input_size: int | tuple[int, ...],
+    mode: str | None,
+    common: dict[str, Any],
+    clean_interpolation: str = 'bilinear',
+    crop_pct: float | None = None,
+    crop_mode: str | None = None,
+    crop_padding: int = 0,
+    cutout: int = 0,
+    **kwargs: Any,
+) -> TwoViewTransform:
+    """timm's evaluation and its training transform, of images of Pillow's mode."""
     clean = create_transform(
         input_size, interpolation=clean_interpolation, crop_pct=crop_pct, crop_mode=crop_mode, **common
     )
     if TensorEvalTransform.suits(clean):
         clean = TensorEvalTransform(clean)
-    augmented = create_transform(input_size, is_training=True, no_aug=no_aug, **common, **erasing, **transform_kwargs)
-    augmented = mend_augmentation(add_small_image_augmentation(augmented, crop_padding, cutout), image_mode(dataset))
-    views = _set_views(dataset, TwoViewTransform(clean, augmented) if clean_view else augmented)
+    augmented = create_transform(input_size, is_training=True, **common, **kwargs)
+    augmented = add_small_image_augmentation(augmented, crop_padding, cutout)
+    return TwoViewTransform(clean, mend_augmentation(augmented, mode))
 
-    loader_kwargs: dict[str, Any] = dict(
-        num_workers=num_workers,
-        collate_fn=two_view_collate if clean_view else default_collate,
-        pin_memory=pin_memory,
-        worker_init_fn=partial(_worker_init, worker_seeding=worker_seeding),
-        persistent_workers=persistent_workers and num_workers > 0,
-    )
+
+def _known_targets(dataset: Any, interval: int, singletons: str) -> np.ndarray | None:
+    """The labels, if the data set tells them; else what needs them is refused, or said not to be done."""
     targets = dataset_targets(dataset)
     if targets is None and interval > 1:
         raise ValueError(
@@ -164,47 +223,14 @@ def create_synermix_loader(
             "batch is not supplemented (as with singletons='keep').",
             type(dataset).__name__,
         )
-    if isinstance(dataset, IterableDataset):
-        if hasattr(dataset, 'set_loader_cfg'):
-            dataset.set_loader_cfg(num_workers=num_workers)  # readers estimate their length from it
-        loader = shield(DataLoader(views, batch_size=batch_size, drop_last=True, **loader_kwargs))
-    else:
-        rank, world_size = (dist.get_rank(), dist.get_world_size()) if distributed else (0, 1)
-        order = _index_sampler(dataset, num_aug_repeats, seed, rank, world_size)
-        batch_sampler: Any
-        if targets is None:  # an even batch for Mixup is the recipe's to choose
-            batch_sampler = BatchSampler(order, batch_size, drop_last=True)
-        else:
-            batch_sampler = SupplementBatchSampler(
-                order,
-                targets,
-                batch_size,
-                supplement=singletons == 'supplement',
-                clean_only=supplement == 'clean',
-                fixed=batch == 'fixed',
-                interval=interval if clean_view else 1,
-                batches_per_update=batches_per_update,
-                seed=seed,
-                rank=rank,
-            )
-        shared: dict[str, Any] = dict(seed=seed, targets=targets, strict=strict, rank=rank, world_size=world_size)
-        loader = SampleLoader(views, batch_sampler, **shared, **loader_kwargs)
-        if not hasattr(type(dataset), 'set_epoch'):
-            dataset.set_epoch = loader.batch_sampler.set_epoch
+    return targets
 
-    if not use_prefetcher:
-        return loader
-    prefetch_kwargs: dict[str, Any] = dict(
-        mean=mean,
-        std=std,
-        channels=input_size[0] if isinstance(input_size, (tuple, list)) and len(input_size) == 3 else len(mean),
-        device=device or torch.device('cuda'),
-        img_dtype=img_dtype,
-    )
-    erase = None
-    if re_prob > 0 and not no_aug:
-        erase = RandomErasing(re_prob, mode=re_mode, max_count=re_count, device=prefetch_kwargs['device'])
-    return SamplePrefetchLoader(loader, erase, clean_view, **prefetch_kwargs)
+
+def _stream_loader(dataset: Any, batch_size: int, **kwargs: Any) -> DataLoader:
+    """The loader of a streaming data set."""
+    if hasattr(dataset, 'set_loader_cfg'):
+        dataset.set_loader_cfg(num_workers=kwargs['num_workers'])  # readers estimate their length from it
+    return shield(DataLoader(dataset, batch_size=batch_size, drop_last=True, **kwargs))
 
 
 def _set_views(dataset: Any, transform: Any) -> Any:
@@ -218,6 +244,22 @@ def _set_views(dataset: Any, transform: Any) -> Any:
         if isinstance(transform, TwoViewTransform)
         else ReadableImages(dataset, transform)
     )
+
+
+def _sample_loader(
+    views: Any, batch_size: int, num_aug_repeats: float, distributed: bool, rules: dict[str, Any], **kwargs: Any
+) -> SampleLoader:
+    """The loader of a map-style data set, in batches of `SupplementBatchSampler` by these rules if it tells labels."""
+    rank, world_size = (dist.get_rank(), dist.get_world_size()) if distributed else (0, 1)
+    order = _index_sampler(views, num_aug_repeats, kwargs['seed'], rank, world_size)
+    batch_sampler: Any
+    if kwargs['targets'] is None:  # an even batch for Mixup is the recipe's to choose
+        batch_sampler = BatchSampler(order, batch_size, drop_last=True)
+    else:
+        batch_sampler = SupplementBatchSampler(
+            order, kwargs['targets'], batch_size, seed=kwargs['seed'], rank=rank, **rules
+        )
+    return SampleLoader(views, batch_sampler, rank=rank, world_size=world_size, **kwargs)
 
 
 def _index_sampler(dataset: Any, num_aug_repeats: float, seed: int, rank: int, world_size: int) -> Any:

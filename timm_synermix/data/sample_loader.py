@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from timm_synermix.data.dataset import SampleDataset
-from timm_synermix.data.sampler import DrawSampler
+from timm_synermix.data.draws import DrawSampler
 from timm_synermix.utils.random import random_state_kept, seed_everything, seed_of
 
 _logger = logging.getLogger(__name__)

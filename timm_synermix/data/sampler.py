@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import logging
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from torch.utils.data import Sampler
 
+from timm_synermix.data.draws import Views
 from timm_synermix.utils.checks import BATCH_SIZE, INTERVAL, check_fixed
-
-_logger = logging.getLogger(__name__)
-
-AUGMENTED = 'augmented'  # marks an image of which the augmented view alone is wanted
 
 
 class SupplementBatchSampler(Sampler[list[Any]]):
@@ -41,12 +37,10 @@ class SupplementBatchSampler(Sampler[list[Any]]):
         targets: The class of every image of the data set, non-negative int `[len(dataset)]`.
         batch_size: Images per batch, before partners; at least 2.
         supplement: Draw partners. False keeps lone classes as they are; the batch size is made even all the same.
-        clean_only: Yield partners last in their batch, as `~index` (negative), for a data set that then gives the clean
-            view alone.
+        clean_only: Yield partners last in their batch, as `Views` that ask the data set for the clean view alone.
         fixed: Batches of one size, see above.
-        interval: Draw partners in every interval-th update alone, and yield the others' images as pairs
-            `(index, AUGMENTED)`, for a data set that then gives the augmented view alone. Updates are counted over all
-            epochs.
+        interval: Draw partners in every interval-th update alone, and yield the others' images as `Views` that ask for
+            the augmented view alone. Updates are counted over all epochs.
         batches_per_update: Batches whose gradients are accumulated for an update.
         seed: Seed of the partners and of the order inside a batch, at least 0.
         rank: Distributed rank, so that ranks draw different partners.
@@ -112,25 +106,25 @@ class SupplementBatchSampler(Sampler[list[Any]]):
         indices = np.fromiter(self.sampler, dtype=np.int64, count=len(self.sampler))
         batches = self._fixed_batches(indices, generator) if self.fixed else self._batches(indices, generator)
         for number, batch in enumerate(batches):
-            yield batch if self._has_clean_views(number) else [(index, AUGMENTED) for index in batch]
+            yield batch if self._has_clean_views(number) else [Views(index, clean=False) for index in batch]
 
     def _has_clean_views(self, number: int) -> bool:
         """Whether a batch of the epoch is of an update with an intra-class loss."""
         updates_per_epoch = -(-len(self) // self.batches_per_update)
         return (self.epoch * updates_per_epoch + number // self.batches_per_update) % self.interval == 0
 
-    def _batches(self, indices: np.ndarray, generator: np.random.Generator) -> Iterator[list[int]]:
+    def _batches(self, indices: np.ndarray, generator: np.random.Generator) -> Iterator[list[Any]]:
         pairs = len(indices) // 2
         cuts = [2 * -(-k * pairs // len(self)) for k in range(1, len(self))]
         for number, batch in enumerate(np.split(indices, cuts)):
             supplement = self.supplement and self._has_clean_views(number)
             partners = self._partners_of(self._lone_images(batch), generator) if supplement else batch[:0]
-            clean_only = ~partners if self.clean_only else batch[:0]
+            clean_only = [Views(index, augmented=False) for index in partners.tolist()] if self.clean_only else []
             if not self.clean_only:
                 batch = np.concatenate([batch, partners])
             if len(batch) % 2:
                 batch = np.append(batch, self._partners_of(generator.choice(batch, 1), generator))
-            yield [*generator.permutation(batch).tolist(), *clean_only.tolist()]
+            yield [*generator.permutation(batch).tolist(), *clean_only]
 
     def _fixed_batches(self, indices: np.ndarray, generator: np.random.Generator) -> Iterator[list[int]]:
         """Batches of exactly batch_size: as many of the next images as leave room for their partners, and these."""
@@ -196,71 +190,3 @@ class SupplementBatchSampler(Sampler[list[Any]]):
         size = self._size[self._size > 1]
         share = size / len(self.targets)
         return float((self.batch_size * share * (1 - share) ** (self.batch_size - 1)).sum())
-
-
-class Draw(NamedTuple):
-    """One sample of an epoch.
-
-    Attributes:
-        epoch: The epoch.
-        occurrence: Tells the times apart that an image is seen in an epoch, on all processes.
-        item: What the data set takes: an index, or `~index`, or a pair of an index and something else.
-    """
-
-    epoch: int
-    occurrence: int
-    item: Any
-
-
-class DrawSampler(Sampler[list[Draw]]):
-    """The batches of a batch sampler, as draws.
-
-    Args:
-        batch_sampler: Yields lists of what a data set takes.
-        rank, world_size: This process, and how many there are.
-    """
-
-    def __init__(self, batch_sampler: Any, rank: int = 0, world_size: int = 1) -> None:
-        self.batch_sampler = batch_sampler
-        self.rank, self.world_size = rank, world_size
-        self.epoch = self.first_batch = 0
-
-    def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
-        """Select the epoch that the next iteration yields, and the batch it starts with."""
-        self.epoch, self.first_batch = epoch, first_batch
-        part: Any
-        for part in (self.batch_sampler, getattr(self.batch_sampler, 'sampler', None)):
-            if hasattr(part, 'set_epoch'):
-                part.set_epoch(epoch)
-
-    def __len__(self) -> int:
-        """Batches of a whole epoch."""
-        return len(self.batch_sampler)
-
-    def __iter__(self) -> Iterator[list[Draw]]:
-        seen: Counter[int] = Counter()
-        for number, batch in enumerate(self.batch_sampler):
-            draws = []
-            for item in batch:
-                image = _image(item)
-                draws.append(Draw(self.epoch, seen[image] * self.world_size + self.rank, item))
-                seen[image] += 1
-            if number >= self.first_batch:
-                yield draws
-
-
-def _image(item: Any) -> int:
-    """The index of an item's image."""
-    index = item[0] if isinstance(item, tuple) else item
-    return index if index >= 0 else ~index
-
-
-def _item(draw: Any) -> Any:
-    return draw.item if isinstance(draw, Draw) else draw
-
-
-def _instead(item: Any, image: int) -> Any:
-    """The item with another image."""
-    if isinstance(item, tuple):
-        return (image, *item[1:])
-    return image if item >= 0 else ~image

@@ -16,11 +16,12 @@ from typing import Any
 import safetensors.torch
 from safetensors import SafetensorError
 from timm.models import safe_model_name
-from timm.utils import CheckpointSaver, get_outdir, get_state_dict, unwrap_model
+from timm.utils import get_outdir, get_state_dict, unwrap_model
 
 from timm_synermix.utils.files import replace, replacing, sync
 from timm_synermix.utils.safe_load import LOAD_ERRORS, load_content
 from timm_synermix.utils.summary import trim_summary
+from timm_synermix.utils.timm_private import CheckpointSaver
 
 _logger = logging.getLogger(__name__)
 

@@ -1,0 +1,42 @@
+import inspect
+
+import timm
+from timm.data.readers.reader import Reader
+
+from timm_synermix.engine.checkpoint import RunSaver
+from timm_synermix.utils import timm_private
+
+# What timm 1.0.31 has: name, and arguments.
+EXPECTED = {
+    'worker_init': "(worker_id, worker_seeding='all')",
+    'search_split': '(root, split)',
+    '_checkpoint_path': '(self, epoch)',
+    '_cleanup_checkpoints': '(self, trim=0)',
+    '_duplicate': '(self, src, dst)',
+    '_replace': '(self, src, dst)',
+    '_save': '(self, save_path, epoch, metric=None)',
+    '_track_checkpoint': '(self, save_path, epoch, metric=None, update_best_file=True)',
+    '_filename': '(self, index, basename=False, absolute=False)',
+}
+
+
+def test_timm_has_the_private_parts_that_are_used():
+    """A failure names the version of timm, and what it has changed."""
+    found = {name: getattr(timm_private, name) for name in ('worker_init', 'search_split')}
+    found |= {name: getattr(timm_private.CheckpointSaver, name, None) for name in timm_private.SAVER_METHODS}
+    found['_filename'] = getattr(Reader, '_filename', None)
+    changed = {
+        name: f'timm {timm.__version__} has {part and inspect.signature(part)}, not {EXPECTED[name]}'
+        for name, part in found.items()
+        if part is None or str(inspect.signature(part)) != EXPECTED[name]
+    }
+    assert not changed
+    assert found.keys() == EXPECTED.keys()
+
+
+def test_no_other_private_method_of_the_saver_is_used():
+    private = {name for name in vars(timm_private.CheckpointSaver) if name.startswith('_') and not name.endswith('__')}
+    used = {
+        name for method in vars(RunSaver).values() for name in getattr(getattr(method, '__code__', 0), 'co_names', ())
+    }
+    assert used & private <= set(timm_private.SAVER_METHODS)

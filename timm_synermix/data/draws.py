@@ -1,0 +1,92 @@
+"""What a batch asks a data set for: images, the views of them that are wanted, and when in a run."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from torch.utils.data import Sampler
+
+
+class Views(NamedTuple):
+    """An image, and which of its two views are wanted.
+
+    An image with both views may be asked for by its bare index.
+
+    Attributes:
+        image: Index of the image in the data set, first, as in the pairs of timm's samplers.
+        clean, augmented: Whether the view is wanted.
+    """
+
+    image: int
+    clean: bool = True
+    augmented: bool = True
+
+
+class Draw(NamedTuple):
+    """One sample of an epoch.
+
+    Attributes:
+        epoch: The epoch.
+        occurrence: Tells the times apart that an image is seen in an epoch, on all processes.
+        item: What the data set takes: an index, `Views`, or a tuple of an index and something else.
+    """
+
+    epoch: int
+    occurrence: int
+    item: Any
+
+
+class DrawSampler(Sampler[list[Draw]]):
+    """The batches of a batch sampler, as draws.
+
+    Args:
+        batch_sampler: Yields lists of what a data set takes.
+        rank, world_size: This process, and how many there are.
+    """
+
+    def __init__(self, batch_sampler: Any, rank: int = 0, world_size: int = 1) -> None:
+        self.batch_sampler = batch_sampler
+        self.rank, self.world_size = rank, world_size
+        self.epoch = self.first_batch = 0
+
+    def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
+        """Select the epoch that the next iteration yields, and the batch it starts with."""
+        self.epoch, self.first_batch = epoch, first_batch
+        part: Any
+        for part in (self.batch_sampler, getattr(self.batch_sampler, 'sampler', None)):
+            if hasattr(part, 'set_epoch'):
+                part.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch."""
+        return len(self.batch_sampler)
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        seen: Counter[int] = Counter()
+        for number, batch in enumerate(self.batch_sampler):
+            draws = []
+            for item in batch:
+                image = image_of(item)
+                draws.append(Draw(self.epoch, seen[image] * self.world_size + self.rank, item))
+                seen[image] += 1
+            if number >= self.first_batch:
+                yield draws
+
+
+def item_of(draw: Any) -> Any:
+    """What the data set takes: of a draw, or of an evaluation's plain item."""
+    return draw.item if isinstance(draw, Draw) else draw
+
+
+def image_of(item: Any) -> int:
+    """The index of an item's image."""
+    return item[0] if isinstance(item, tuple) else item
+
+
+def with_image(item: Any, image: int) -> Any:
+    """The item with another image."""
+    if isinstance(item, Views):
+        return item._replace(image=image)
+    return (image, *item[1:]) if isinstance(item, tuple) else image
