@@ -16,6 +16,7 @@ from timm.task import ClassificationTask
 from torch.utils.data import DistributedSampler
 
 from timm_synermix import SupplementBatchSampler, SynerMixTask
+from timm_synermix.data.draws import Views
 from timm_synermix.functional import mix_rows
 
 NUM_CLASSES = 100
@@ -126,11 +127,11 @@ def training_steps(
     pool = torch.randn(4 * batch_size + 4, 3, size, size, device=device).contiguous(memory_format=layout)
     while True:
         for batch in sampler:
-            indices = [item[0] if isinstance(item, tuple) else item for item in batch]
-            target = torch.tensor([targets[index if index >= 0 else ~index] for index in indices], device=device)
-            augmented = sum(index >= 0 for index in indices)
-            one_view = mode.how == 'plain' or isinstance(batch[0], tuple)
-            input = pool[: augmented if one_view else len(batch) + augmented]
+            views = [item if isinstance(item, Views) else Views(item) for item in batch]
+            target = torch.tensor([targets[view.image] for view in views], device=device)
+            augmented = sum(view.augmented for view in views)
+            clean = 0 if mode.how == 'plain' else sum(view.clean for view in views)
+            input = pool[: clean + augmented]
             if mode.how == 'naive':
                 with autocast():
                     loss = naive.loss(model, input[: len(batch)], input[len(batch) :], target, 0.1)

@@ -15,7 +15,7 @@ from timm_synermix import create_synermix_loader
 from timm_synermix.data.augment_ops import mend_augmentation
 from timm_synermix.data.dataset import ReadableImages, SampleDataset, UnreadableImage
 from timm_synermix.data.dataset_factory import create_dataset
-from timm_synermix.data.sampler import Draw
+from timm_synermix.data.draws import Draw
 
 HPARAMS = dict(translate_const=5, img_mean=(124, 116, 104), interpolation=Image.Resampling.BILINEAR)
 
