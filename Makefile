@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo bench bench-quick reproduce test test-slow test-all quality style clean
+.PHONY: demo bench bench-quick reproduce test test-slow test-all quality style docs clean
 
 demo: $(INSTALLED)
 	$(BIN)/python examples/demo.py
@@ -42,6 +42,10 @@ quality: $(INSTALLED)
 style: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# docs/flags.md, of the parsers.
+docs: $(INSTALLED)
+	$(BIN)/python docs/make_flags.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -1,20 +1,30 @@
 import argparse
 import datetime
 import json
+import os
 import re
+import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import timm.loss
 import timm.utils
+import torch
 import yaml
+from conftest import ROOT
 
 import train
+from timm_synermix.cli.common_args import ParseKwargs
+from timm_synermix.cli.loss import criterion_kwargs
 from timm_synermix.cli.rules import RULES, Rule, check_values
-from timm_synermix.cli.timm_args import ParseKwargs
 from timm_synermix.cli.validate_args import create_parser as create_validate_parser
 from timm_synermix.utils.checks import Range
 
-FLAGS = json.loads((Path(__file__).parent / 'data' / 'timm_train_flags.json').read_text())
+DATA = Path(__file__).parent / 'data'
+FLAGS = json.loads((DATA / 'timm_train_flags.json').read_text())
+VALIDATE_FLAGS = json.loads((DATA / 'timm_validate_flags.json').read_text())
 TYPES = {'int': int, 'float': float, 'str': str}
 
 
@@ -61,41 +71,152 @@ def test_keyword_arguments_need_a_name(monkeypatch, capsys):
     assert "--model-kwargs: must be name=value, got 'depth'" in capsys.readouterr().err
 
 
-def test_the_flags_timm_1_0_31_adds():
-    added = {'stop_epoch': int, 'save_epochs': int, 'loss': None, 'task': None, 'lr_decay_fn': None}
-    for dest, kind in added.items():
-        assert actions()[dest].type is kind
-    assert actions()['save_epochs'].nargs == '+'
+@pytest.mark.parametrize(
+    ('parser', 'flags'),
+    [(train.parser, FLAGS), (create_validate_parser(), VALIDATE_FLAGS)],
+    ids=['train', 'validate'],
+)
+def test_the_table_knows_which_flags_are_timm_s(parser, flags):
+    known = {name for flag in flags for name in flag['names']}
+    ours = {action.dest for action in parser._actions if not known & {*action.option_strings, action.dest}}
+    assert ours - {'help'} == {action.dest for action in parser._actions if RULES.get(action.dest, Rule()).ours}
 
 
-def test_nothing_of_timm_is_hidden_by_ours():
-    known = {name for flag in FLAGS for name in flag['names']}
-    ours = {name for action in train.parser._actions for name in action.option_strings} - known
-    timm_1_0_31 = {'--stop-epoch', '--save-epochs', '--loss', '--task', '--lr-decay-fn', '--lr-stable-timescale'}
-    assert ours - timm_1_0_31 - {'-h', '--help'} == {
-        '--crop-padding',
-        '--cutout',
-        '--in-memory',
-        '--freeze',
-        '--synermix',
-        '--synermix-beta',
-        '--synermix-num-mixed',
-        '--synermix-singletons',
-        '--synermix-supplement',
-        '--synermix-batch',
-        '--synermix-gather',
-        '--manifold-mixup',
-        '--manifold-mixup-layers',
-        '--cohesion',
-        '--no-cohesion',
-        '--log-with',
-        '--report',
-        '--synermix-forward',
-        '--synermix-interval',
-        '--synermix-off-epoch',
-        '--strict-data',
-        '--max-bad-steps',
-    }
+@pytest.mark.parametrize(
+    ('given', 'dest'),
+    [('--crop', 'crop_pct'), ('--in-', 'in_chans'), ('--rep', 'reprob'), ('--log-w', 'log_wandb'), ('--syner', None)],
+)
+def test_abbreviations_that_timm_knows(monkeypatch, capsys, given, dest):
+    """Unique in timm's script, they are not made ambiguous by our flags."""
+    if dest is None:
+        with pytest.raises(SystemExit):
+            parse(monkeypatch, given)
+        assert 'ambiguous option' in capsys.readouterr().err
+    else:
+        value = [] if dest == 'log_wandb' else ['1']
+        assert getattr(parse(monkeypatch, given, *value)[0], dest) == (True if dest == 'log_wandb' else 1)
+
+
+def test_both_spellings_of_local_rank(monkeypatch):
+    assert parse(monkeypatch, '--local-rank', '1')[0].local_rank == 1
+    assert parse(monkeypatch, '--local_rank=2')[0].local_rank == 2
+
+
+def held_elsewhere(path):
+    """Whether another process cannot have the file for itself."""
+    code = f'import fcntl, os; fcntl.flock(os.open({str(path)!r}, os.O_RDWR), fcntl.LOCK_EX | fcntl.LOCK_NB)'
+    return subprocess.run([sys.executable, '-c', code], capture_output=True).returncode != 0
+
+
+def test_a_run_of_a_sweep_holds_its_locks(monkeypatch, tmp_path):
+    """As timm's sweep.py starts it: locks that are shared, and nothing of it among the arguments of the training."""
+    locks = [tmp_path / 'plan.lock', tmp_path / 'job.train']
+    for path in locks:
+        path.touch()
+    (tmp_path / 'job.attempt').write_text('a1')
+    sweep = ['--sweep-locks', *map(str, locks), '--sweep-attempt', str(tmp_path / 'job.attempt')]
+    fds = train._sweep_lock_fds
+    try:
+        args, text = parse(monkeypatch, '--model', 'test_vit', *sweep, 'a1')
+        assert len(fds) == 2
+        assert all(held_elsewhere(path) for path in locks)
+        with pytest.raises(SystemExit, match='a0 is not the live one, it was retired'):
+            parse(monkeypatch, *sweep, 'a0')
+    finally:
+        for fd in fds:
+            os.close(fd)
+        fds.clear()
+    assert not any(held_elsewhere(path) for path in locks)
+    assert args.model == 'test_vit'
+    assert 'sweep' not in text
+    assert not [name for name in [*vars(args), *vars(train.parser.parse_args([]))] if 'sweep' in name]
+
+
+def stats(tmp_path, counts=(2, 2, 4)):
+    path = tmp_path / 'stats.json'
+    path.write_text(json.dumps(dict(pos_counts=counts, num_samples=8)))
+    return str(path)
+
+
+def test_flags_that_say_the_same_as_loss(monkeypatch):
+    args = parse(monkeypatch, '--bce-loss', '--bce-pos-weight', '2')[0]
+    assert (args.loss, args.loss_pos_weight, args.smoothing) == ('bce', '2.0', 0.1)
+    assert parse(monkeypatch, '--jsd-loss', '--aug-splits', '3')[0].loss == 'jsd'
+    assert parse(monkeypatch, '--task', 'multilabel', '--num-classes', '3')[0].smoothing == 0
+
+
+SEVERAL = ['--task', 'multilabel', '--num-classes', '3']
+
+
+@pytest.mark.parametrize(
+    ('flags', 'message'),
+    [
+        ([*SEVERAL, '--bce-loss', '--loss', 'asl'], '--bce-loss and --loss asl cannot be used together'),
+        (['--bce-loss', '--bce-pos-weight', '2', '--loss-pos-weight', '3'], '--bce-pos-weight and --loss-pos-weight'),
+        (['--loss', 'hinge'], "--loss must be one of ce, bce, asl, poly, jsd, twoway, zlpr, db, got 'hinge'"),
+        (['--loss', 'zlpr'], "--loss zlpr: Loss type 'zlpr' requires multi-label targets."),
+        ([*SEVERAL, '--loss', 'ce'], "--loss ce: Loss type 'ce' does not support multi-label targets"),
+        (['--jsd-loss'], '--loss jsd: JSD loss requires jsd_splits > 1'),
+        (
+            ['--loss-pos-weight', '2'],
+            '--loss: Class and positive weights are only supported by bce and multi-label',
+        ),
+        ([*SEVERAL, '--loss', 'twoway', '--mixup', '0.5'], 'does not support Mixup/CutMix or smoothing'),
+        ([*SEVERAL, '--loss', 'zlpr', '--loss-pos-weight', '2'], 'Class and positive weights are only supported'),
+        (['--loss', 'asl', '--cutmix', '1'], 'Single-label ASL requires class index targets'),
+        (['--loss', 'poly', '--poly-gamma', '1'], 'Poly gamma and alpha only apply to the multi-label'),
+        (['--loss', 'asl', '--bce-sum'], 'only apply to the bce loss'),
+        ([*SEVERAL, '--loss', 'db'], 'The db loss requires class_counts and num_samples'),
+        ([*SEVERAL, '--loss-pos-weight', 'neg_pos'], "--loss-pos-weight: Class weight method 'neg_pos' requires class"),
+        ([*SEVERAL, '--loss-pos-weight', 'inv_freq'], "--loss-pos-weight: Method 'inv_freq' computes class_weight"),
+        ([*SEVERAL, '--loss-class-weight', 'no.json'], '--loss-class-weight: could not convert string to float'),
+        (['--class-stats', 'no.json'], '--class-stats: [Errno 2] No such file or directory'),
+        (['--target-format', 'multihot'], '--target-format multihot needs --task multilabel'),
+        (['--task', 'multilabel'], '--task multilabel needs --num-classes'),
+        ([*SEVERAL, '--kd-model-name', 'x'], '--task multilabel and --kd-model-name cannot be used together'),
+    ],
+)
+def test_losses_that_timm_refuses(monkeypatch, capsys, flags, message):
+    with pytest.raises(SystemExit) as error:
+        parse(monkeypatch, *flags)
+    assert error.value.code == 2
+    text = capsys.readouterr().err
+    assert message in text
+    assert text.count('\n') == 1
+
+
+def criterion(monkeypatch, *flags):
+    return timm.loss.create_classification_loss(multi_label=True, **criterion_kwargs(parse(monkeypatch, *flags)[0], 3))
+
+
+def test_losses_have_the_arguments_of_their_flags(monkeypatch, tmp_path):
+    counted = ['--class-stats', stats(tmp_path)]
+    bce = [*SEVERAL, *counted, '--loss-pos-weight', 'neg_pos', '--loss-class-weight', 'inv_freq']
+    loss = criterion(monkeypatch, *bce, '--loss-weight-power', '0.5', '--loss-weight-max', '1.1')
+    assert type(loss).__name__ == 'BinaryCrossEntropy'
+    torch.testing.assert_close(loss.pos_weight, torch.tensor([3.0, 3.0, 1.0]).sqrt().clamp(max=1.1))
+    weight = torch.tensor([4.0, 4.0, 2.0]).sqrt()
+    torch.testing.assert_close(loss.weight, (weight / weight.mean()).clamp(max=1.1))
+    effective = criterion(monkeypatch, *bce[:-1], 'effective_num', '--loss-weight-beta', '0.5').weight
+    weight = torch.tensor([0.5 / (1 - 0.5**n) for n in (2, 2, 4)])
+    torch.testing.assert_close(effective, weight / weight.mean())
+    assert criterion(monkeypatch, *SEVERAL, '--loss', 'asl', '--loss-pos-weight', '1,2,3').pos_weight.tolist() == [
+        1,
+        2,
+        3,
+    ]
+    poly = criterion(monkeypatch, *SEVERAL, '--loss', 'poly', '--poly-gamma', '2', '--poly-epsilon', '-1')
+    assert (poly.gamma, poly.epsilon) == (2, -1)
+    assert type(criterion(monkeypatch, *SEVERAL, *counted, '--loss', 'db')).__name__ == 'DistributionBalancedLoss'
+    for flag, values in (('--loss-class-weight', ['1,2']), ('--loss-pos-weight', ['1,2'])):
+        with pytest.raises(ValueError, match=f'{flag} has 2 entries but the model has 3 classes'):
+            criterion(monkeypatch, *SEVERAL, flag, *values)
+    with pytest.raises(ValueError, match='--class-stats has 2 entries but the model has 3 classes'):
+        criterion(monkeypatch, *SEVERAL, '--loss', 'db', '--class-stats', stats(tmp_path, [1, 2]))
+
+
+def test_the_losses_are_timm_s():
+    assert RULES['loss'].values == timm.loss.LOSS_TYPES
 
 
 def config(tmp_path, **values):
@@ -143,12 +264,11 @@ def test_synermix_flags_without_synermix_warn(monkeypatch, caplog):
         ('lr', 'fast', "lr in .*: invalid float value: 'fast'"),
         ('lr', [0.1], r'lr in .* must be a single value, got \[0.1\]'),
         ('experiment', ['a'], r"experiment in .* must be a single value, got \['a'\]"),
-        ('scale', 0.5, 'scale in .* must be a list of some single values, got 0.5'),
-        ('scale', [[0.5], 1], r'scale in .* must be a list of some single values, got \[\[0.5\], 1\]'),
+        ('scale', 0.5, 'scale in .* must be a list of single values, got 0.5'),
+        ('scale', [[0.5], 1], r'scale in .* must be a list of single values, got \[\[0.5\], 1\]'),
         ('decay_milestones', [1, 'x'], "decay_milestones in .*: invalid int value: 'x'"),
         ('input_size', [3, 224], r'input_size in .* must be a list of 3 single values, got \[3, 224\]'),
         ('input_size', 224, 'input_size in .* must be a list of 3 single values, got 224'),
-        ('mean', [], r'mean in .* must be a list of some single values, got \[\]'),
         ('synermix', 'yes', "synermix in .* must be true or false, got 'yes'"),
         ('synermix_forward', 'both', "synermix_forward in .*: invalid choice: 'both'"),
         ('train_size_schedule', 'cosine', "train_size_schedule in .*: invalid choice: 'cosine'"),
@@ -311,13 +431,13 @@ def test_a_range_says_what_it_is():
 
 OUT_OF_SCOPE = [
     ['--kd-model-name', 'resnet18'],
-    ['--jsd-loss'],
-    ['--loss', 'jsd'],
+    ['--jsd-loss', '--aug-splits', '2'],
+    ['--loss', 'jsd', '--aug-splits', '2'],
     ['--aug-splits', '3'],
     ['--split-bn', '--resplit'],
     ['--variable-batch-loss-scale', 'sqrt'],
     ['--train-img-sizes', '32', '64'],
-    ['--task', 'multilabel'],
+    ['--task', 'multilabel', '--num-classes', '9'],
     ['--torchscript'],
     ['--naflex-loader'],
 ]
@@ -329,7 +449,7 @@ def test_what_synermix_cannot_be_used_with(monkeypatch, capsys, flags):
         parse(monkeypatch, '--synermix', *flags)
     assert error.value.code == 2
     message = capsys.readouterr().err
-    flag = '--jsd-loss' if flags == ['--loss', 'jsd'] else flags[0]
+    flag = '--jsd-loss' if 'jsd' in flags else flags[0]
     assert message.count('\n') == 1
     assert flag in message
     assert '--synermix' in message or flag == '--naflex-loader'
@@ -378,3 +498,10 @@ def test_help_lists_every_flag(monkeypatch, capsys):
     assert error.value.code == 0
     text = capsys.readouterr().out
     assert all(flag['names'][0] in text for flag in FLAGS)
+
+
+def test_the_page_of_flags_is_what_the_flags_are():
+    page = runpy.run_path(str(ROOT / 'docs' / 'make_flags.py'))['page']()
+    assert page == (ROOT / 'docs' / 'flags.md').read_text(), 'make docs'
+    for parser in (train.parser, create_validate_parser()):
+        assert all(f'`{action.option_strings[-1]}' in page for action in parser._actions if action.option_strings[1:])

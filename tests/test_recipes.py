@@ -20,7 +20,9 @@ from timm.optim import create_optimizer_v2, optimizer_kwargs
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 
 import train
-from timm_synermix.cli.timm_args import ParseKwargs, add_timm_args
+from timm_synermix.cli.common_args import ParseKwargs
+from timm_synermix.cli.recipe_args import add_recipe_args
+from timm_synermix.cli.timm_args import add_timm_args
 from timm_synermix.cli.train_args import mixup_active
 from timm_synermix.engine.build import resolve_lr
 from timm_synermix.engine.checkpoint import RunSaver
@@ -126,6 +128,7 @@ def test_the_rest_of_a_recipe_is_timm_s(recipe):
     assert keys.keys() <= known
     parser = argparse.ArgumentParser()
     add_timm_args(parser)
+    add_recipe_args(parser)
     argv = []
     for key, value in keys.items():
         argv += ['--' + key.replace('_', '-')]

@@ -22,7 +22,7 @@ from timm.data import create_dataset, create_loader
 from timm.task import ClassificationEvaluator
 
 import validate
-from timm_synermix.cli.timm_args import ParseKwargs
+from timm_synermix.cli.common_args import ParseKwargs
 from timm_synermix.engine import loaders as validate_build
 from timm_synermix.engine.evaluators import LabelEvaluator
 from timm_synermix.metrics.collection import METRIC_NAMES

@@ -8,7 +8,8 @@ def train() -> None:
     """Run train.py; --help and misspelt flags are answered before what takes seconds to import."""
     from timm_synermix.cli.train_args import create_parsers
 
-    create_parsers()[1].parse_args()
+    config_parser, parser = create_parsers()
+    parser.parse_args(config_parser.parse_known_args()[1])
     module('train').main()
 
 

@@ -22,6 +22,8 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from timm_synermix.cli.checks import usage_errors
+from timm_synermix.cli.sweep import join_attempt as _join_sweep_attempt  # noqa: F401  # timm's tests ask for both
+from timm_synermix.cli.sweep import lock_fds as _sweep_lock_fds  # noqa: F401
 from timm_synermix.cli.train_args import create_parsers, parse_args
 
 if __name__ == '__main__':  # run the one module of this name, once the flags are known to be right

@@ -6,7 +6,9 @@ import argparse
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import Any, NoReturn
+
+from timm_synermix.cli.rules import RULES, Rule
 
 _logger = logging.getLogger(__name__)
 
@@ -16,6 +18,12 @@ class TrainParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f'{self.prog}: error: {message} (--help lists all flags)\n')
+
+    def _get_option_tuples(self, option_string: str) -> list[Any]:
+        """The flags that an abbreviation may be of: one that is unique in timm's scripts stays so."""
+        found = super()._get_option_tuples(option_string)
+        timm_s = [match for match in found if not RULES.get(match[0].dest, Rule()).ours]
+        return timm_s if len(timm_s) == 1 else found
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 import yaml
 
-from timm_synermix.cli.timm_args import ParseKwargs
+from timm_synermix.cli.common_args import ParseKwargs
 
 _logger = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ def argument_value(action: argparse.Action, value: Any, path: str) -> Any:
         ValueError: Names the file, the key and, in argparse's words, what is wrong.
     """
     key, several = action.dest, action.nargs in ('+', '*') or isinstance(action.nargs, int)
-    if value is None or (value == action.default and type(value) is type(action.default)):
+    if value is None:
         return action.default
     if isinstance(action, ParseKwargs):
         expected, fits = 'a mapping', isinstance(value, dict)
@@ -100,14 +100,14 @@ def argument_value(action: argparse.Action, value: Any, path: str) -> Any:
         expected, fits = 'true or false', isinstance(value, bool)
     elif several:
         number = action.nargs if isinstance(action.nargs, int) else None
-        expected = f'a list of {number or "some"} single values'
-        fits = isinstance(value, list) and (len(value) == number if number else len(value) > 0)
+        expected = f'a list of {number} single values' if number else 'a list of single values'
+        fits = isinstance(value, list) and number in (None, len(value))
         fits = fits and not any(isinstance(item, (list, dict)) for item in value)
     else:
         expected, fits = 'a single value', not isinstance(value, (list, dict))
     if not fits:
         raise ValueError(f'{key} in {path} must be {expected}, got {value!r}')
-    if isinstance(action, ParseKwargs) or action.nargs == 0:
+    if isinstance(action, ParseKwargs) or action.nargs == 0 or value == []:
         return value
     if action.nargs == '?' and value is True:
         return action.const

@@ -24,6 +24,7 @@ class Rule(NamedTuple):
         per_process: The processes of a run may have different ones.
         evaluation: It decides what evaluation sees: validate.py takes it from the run that a checkpoint is of.
         needs: The flag without which it has no effect.
+        ours: timm's scripts do not have it; abbreviations of timm's flags pass it over.
     """
 
     values: Range | OneOf | None = None
@@ -32,6 +33,7 @@ class Rule(NamedTuple):
     per_process: bool = False
     evaluation: bool = False
     needs: str | None = None
+    ours: bool = False
 
 
 _ANY = Range()
@@ -41,8 +43,8 @@ _ABOVE_0 = Range(0, above=True)
 _DTYPE = OneOf(('float32', 'float16', 'bfloat16'))
 _INTERPOLATION = ('nearest', 'bilinear', 'bicubic', 'box', 'hamming', 'lanczos')
 
-# Flags of both scripts have one rule; the test of this table knows that none is left out.
-RULES: dict[str, Rule] = {
+# Flags of both scripts have one rule, and every flag has one: a test knows.
+_TIMM = {
     # data
     'config': Rule(resume='free', per_process=True),
     'data': Rule(resume='free', per_process=True),
@@ -59,6 +61,7 @@ RULES: dict[str, Rule] = {
     'input_img_mode': Rule(),
     'input_key': Rule(),
     'target_key': Rule(),
+    'target_format': Rule(evaluation=True),
     'dataset_trust_remote_code': Rule(),
     'real_labels': Rule(),
     'valid_labels': Rule(),
@@ -97,7 +100,8 @@ RULES: dict[str, Rule] = {
     'torchcompile': Rule(),
     'torchcompile_mode': Rule(),
     'aot_autograd': Rule(),
-    'task': Rule(resume='fixed'),
+    'task': Rule(resume='fixed', evaluation=True),
+    'multilabel_threshold': Rule(FRACTION, evaluation=True),
     # device and processes
     'device': Rule(resume='free', per_process=True),
     'num_gpu': Rule(),
@@ -206,11 +210,16 @@ RULES: dict[str, Rule] = {
     'drop_connect': Rule(FRACTION),
     'drop_path': Rule(FRACTION),
     'drop_block': Rule(FRACTION),
-    'crop_padding': Rule(_FROM_0),
-    'cutout': Rule(_FROM_0),
-    'in_memory': Rule(resume='free'),
     # loss
-    'loss': Rule(),
+    'loss': Rule(OneOf(('ce', 'bce', 'asl', 'poly', 'jsd', 'twoway', 'zlpr', 'db'))),
+    'loss_pos_weight': Rule(),
+    'loss_class_weight': Rule(),
+    'class_stats': Rule(),
+    'loss_weight_power': Rule(_ANY),
+    'loss_weight_beta': Rule(FRACTION),
+    'loss_weight_max': Rule(_FROM_0),
+    'poly_epsilon': Rule(_ANY),
+    'poly_gamma': Rule(_FROM_0),
     'jsd_loss': Rule(),
     'bce_loss': Rule(),
     'bce_sum': Rule(),
@@ -236,7 +245,29 @@ RULES: dict[str, Rule] = {
     'model_ema_force_cpu': Rule(),
     'model_ema_decay': Rule(FRACTION),
     'model_ema_warmup': Rule(),
-    # SynerMix and what else is ours
+    # what to keep and to look at
+    'output': Rule(resume='free'),
+    'experiment': Rule(resume='free'),
+    'checkpoint_hist': Rule(_FROM_1, resume='free'),
+    'recovery_interval': Rule(_FROM_0, resume='free'),
+    'save_epochs': Rule(_FROM_1, resume='free'),
+    'save_images': Rule(resume='free'),
+    'log_interval': Rule(_FROM_1, resume='free'),
+    'log_freq': Rule(_FROM_1),
+    'val_interval': Rule(_FROM_1, resume='free'),
+    'eval_metric': Rule(),
+    'tta': Rule(_FROM_0, resume='free'),
+    'log_wandb': Rule(resume='free'),
+    'wandb_project': Rule(resume='free'),
+    'wandb_tags': Rule(resume='free'),
+    'wandb_resume_id': Rule(resume='free'),
+    'results_file': Rule(),
+    'results_format': Rule(OneOf(('csv', 'json'))),
+    'metrics_avg': Rule(),
+}
+
+
+_OURS = {
     'synermix': Rule(resume='epoch'),
     'synermix_beta': Rule(BETA, needs='synermix'),
     'synermix_num_mixed': Rule(NUM_MIXED, needs='synermix'),
@@ -250,33 +281,19 @@ RULES: dict[str, Rule] = {
     'manifold_mixup': Rule(_FROM_0),
     'manifold_mixup_layers': Rule(needs='manifold_mixup'),
     'freeze': Rule(),
-    # what to keep and to look at
-    'output': Rule(resume='free'),
-    'experiment': Rule(resume='free'),
-    'checkpoint_hist': Rule(_FROM_1, resume='free'),
-    'recovery_interval': Rule(_FROM_0, resume='free'),
-    'save_epochs': Rule(_FROM_1, resume='free'),
-    'save_images': Rule(resume='free'),
+    'crop_padding': Rule(_FROM_0),
+    'cutout': Rule(_FROM_0),
+    'in_memory': Rule(resume='free'),
     'strict_data': Rule(resume='free'),
     'max_bad_steps': Rule(_FROM_0, resume='free'),
-    'log_interval': Rule(_FROM_1, resume='free'),
-    'log_freq': Rule(_FROM_1),
-    'val_interval': Rule(_FROM_1, resume='free'),
-    'eval_metric': Rule(),
-    'tta': Rule(_FROM_0, resume='free'),
     'cohesion': Rule(resume='free'),
     'report': Rule(resume='free'),
     'log_with': Rule(resume='free'),
-    'log_wandb': Rule(resume='free'),
-    'wandb_project': Rule(resume='free'),
-    'wandb_tags': Rule(resume='free'),
-    'wandb_resume_id': Rule(resume='free'),
-    'results_file': Rule(),
-    'results_format': Rule(OneOf(('csv', 'json'))),
-    'metrics_avg': Rule(),
     'compare': Rule(),
     'features_out': Rule(),
 }
+
+RULES: dict[str, Rule] = {**_TIMM, **{name: rule._replace(ours=True) for name, rule in _OURS.items()}}
 
 
 def names_with(**facts: Any) -> list[str]:

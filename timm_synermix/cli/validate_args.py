@@ -7,8 +7,15 @@ import importlib.util
 import os
 
 from timm_synermix.cli.checks import TrainParser, check_amp
+from timm_synermix.cli.common_args import (
+    add_compile_args,
+    add_data_args,
+    add_device_args,
+    add_image_args,
+    add_model_args,
+    add_task_args,
+)
 from timm_synermix.cli.rules import check_values, flag
-from timm_synermix.cli.timm_args import ParseKwargs
 
 
 def create_parser() -> argparse.ArgumentParser:
@@ -38,29 +45,9 @@ def parse_args(
 
 def _add_dataset_args(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group('Dataset')
-    parser.add_argument('data', nargs='?', help='dataset folder, same as --data-dir (deprecated)')
-    group.add_argument('--data-dir', help='folder or tar file of the dataset')
-    group.add_argument(
-        '--dataset',
-        default='',
-        help='kind of dataset as TYPE/NAME, e.g. torch/cifar100, hfds/NAME, sklearn/digits; default: an image folder',
-    )
+    add_data_args(group)
     group.add_argument('--split', default='validation', help='name of the split')
     group.add_argument('--num-samples', type=int, help='number of samples, for streaming datasets that do not know it')
-    group.add_argument(
-        '--dataset-download', action='store_true', help='let datasets that can download themselves do so'
-    )
-    group.add_argument('--class-map', type=str, default='', help='file that maps class names to indices')
-    group.add_argument('--input-key', type=str, help='name of the image field of a dataset')
-    group.add_argument(
-        '--input-img-mode',
-        type=str,
-        help='PIL mode images are converted to; default by the number of input channels, RGB or L',
-    )
-    group.add_argument('--target-key', type=str, help='name of the target field of a dataset')
-    group.add_argument(
-        '--dataset-trust-remote-code', action='store_true', help='let Hugging Face datasets run code from the hub'
-    )
     group.add_argument(
         '--real-labels', type=str, default='', help='JSON file of the reassessed labels of ImageNet, for its top-k'
     )
@@ -73,7 +60,7 @@ def _add_dataset_args(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_model_args(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group('Model')
+    group = parser.add_argument_group('Model and task')
     group.add_argument(
         '--model',
         '-m',
@@ -91,56 +78,33 @@ def _add_model_args(parser: argparse.ArgumentParser) -> None:
         'training run, its args.yaml tells the model and the size of the images',
     )
     group.add_argument('--use-ema', action='store_true', help='evaluate the moving average in the checkpoint')
-    group.add_argument('--num-classes', type=int, help="number of classes; default: the model's")
-    group.add_argument('--gp', type=str, help="global pooling: fast, avg, max, avgmax, catavgmax; default: the model's")
-    group.add_argument(
-        '--model-kwargs', nargs='*', default={}, action=ParseKwargs, help='further arguments, as KEY=VAL'
-    )
+    add_model_args(group)
     group.add_argument('--test-pool', action='store_true', help='pool predictions over images larger than trained on')
     group.add_argument('--reparam', action='store_true', help='merge the branches of models that can be')
-    group.add_argument('--fast-norm', action='store_true', help='use the faster, less precise normalisation layers')
-    group.add_argument('--fuser', type=str, default='', help='TorchScript fuser: te, old or nvfuser')
     exclusive = group.add_mutually_exclusive_group()
-    exclusive.add_argument('--torchscript', action='store_true', help='convert the model to TorchScript')
-    exclusive.add_argument(
-        '--torchcompile', nargs='?', type=str, const='inductor', help='compile the model, with this backend'
-    )
+    add_compile_args(exclusive)
     exclusive.add_argument('--aot-autograd', action='store_true', help='compile the model with AOT Autograd')
-    group.add_argument('--torchcompile-mode', type=str, help='mode of torch.compile')
+    add_task_args(group)
 
 
 def _add_image_args(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group('Images')
-    group.add_argument('--img-size', type=int, help="image size in pixels; default: the model's")
-    group.add_argument('--in-chans', type=int, help='number of image channels; default: 3')
-    group.add_argument('--input-size', nargs=3, type=int, help='all input dimensions, channels height width')
+    add_image_args(group)
     group.add_argument(
         '--use-train-size', action='store_true', help="take the size the model was trained with, not its test size's"
     )
-    group.add_argument('--crop-pct', type=float, help='fraction of the resized image that the crop keeps')
     group.add_argument('--crop-mode', type=str, help="center, squash or border; default: the model's")
     group.add_argument('--crop-border-pixels', type=int, help='pixels cut off all sides first')
-    group.add_argument('--mean', nargs='+', type=float, help='mean of the normalisation')
-    group.add_argument('--std', nargs='+', type=float, help='standard deviation of the normalisation')
-    group.add_argument('--interpolation', type=str, default='', help='interpolation of the resize')
     group.add_argument('--tf-preprocessing', action='store_true', help='preprocess with TensorFlow')
     group.add_argument('--naflex-loader', action='store_true', help='not supported')
     group.add_argument('--naflex-max-seq-len', type=int, default=576, help='not supported')
 
 
 def _add_device_args(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group('Device')
-    group.add_argument('-j', '--workers', type=int, default=4, help='data loading processes')
+    group = parser.add_argument_group('Device, batches and processes')
+    add_device_args(group)
     group.add_argument('-b', '--batch-size', type=int, default=256, help='images per batch and process')
-    group.add_argument('--device', type=str, default='cuda', help='device to evaluate on: cuda, cpu, mps, ...')
     group.add_argument('--num-gpu', type=int, default=1, help='only 1 is supported; torchrun starts more processes')
-    group.add_argument('--no-prefetcher', action='store_true', help='normalise images in the loader processes')
-    group.add_argument('--pin-mem', action='store_true', help='pin the memory of batches')
-    group.add_argument('--channels-last', action='store_true', help='use the channels-last memory layout')
-    group.add_argument('--amp', action='store_true', help='automatic mixed precision')
-    group.add_argument('--amp-dtype', type=str, default='float16', help='type of mixed precision: float16, bfloat16')
-    group.add_argument('--model-dtype', type=str, help='type of the model: float32, float16, bfloat16')
-    group.add_argument('--seed', type=int, default=42, help='random seed')
     group.add_argument('--retry', action='store_true', help='try again with smaller batches after an error')
 
 

@@ -18,6 +18,7 @@ from timm.task import (
 )
 from torch import nn
 
+from timm_synermix.cli.loss import criterion_kwargs
 from timm_synermix.cli.train_args import mixup_active, mixup_kwargs, synermix_task_kwargs
 from timm_synermix.task.manifold_mixup import ManifoldMixup
 from timm_synermix.task.mixup import Mixer, create_mixup
@@ -60,19 +61,8 @@ def create_mixup_fn(
 
 def create_task(args: argparse.Namespace, model: nn.Module, mixup_fn: Mixer | None) -> TrainingTask:
     """The training task: SynerMix, distillation, multi-label or plain classification."""
-    jsd = 'jsd' if args.jsd_loss else None
-    bce = 'bce' if args.bce_loss else None
-    criterion_kwargs = dict(
-        loss_type=args.loss or jsd or bce,
-        smoothing=args.smoothing,
-        soft_targets=mixup_active(args) or bool(args.manifold_mixup),
-        pos_weight=args.bce_pos_weight,
-        bce_target_thresh=args.bce_target_thresh,
-        bce_sum=args.bce_sum,
-        jsd_splits=args.aug_splits,
-    )
     common: dict[str, Any] = dict(
-        criterion_kwargs=criterion_kwargs,
+        criterion_kwargs=criterion_kwargs(args, args.num_classes),
         device=torch.device(args.device),
         dtype=getattr(torch, args.model_dtype or 'float32'),
         verbose=args.rank == 0,
@@ -86,7 +76,7 @@ def create_task(args: argparse.Namespace, model: nn.Module, mixup_fn: Mixer | No
     if args.kd_model_name:
         return _create_distillation_task(args, model, common)
     if args.task == 'multilabel':
-        return MultiLabelClassificationTask(model, **common)
+        return MultiLabelClassificationTask(model, threshold=args.multilabel_threshold, **common)
     return ClassificationTask(model, **common)
 
 

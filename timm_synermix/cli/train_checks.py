@@ -1,0 +1,119 @@
+"""What the flags of train.py must not be together, found before any work."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+from typing import Any
+
+from timm_synermix.cli.checks import check_amp
+from timm_synermix.cli.kwargs import mixup_active
+from timm_synermix.cli.loss import check_loss
+from timm_synermix.cli.rules import check_values, flag
+from timm_synermix.utils.checks import BATCH_SIZE, check_bank, check_fixed, check_interval
+
+_logger = logging.getLogger(__name__)
+
+
+def check_args(args: argparse.Namespace) -> None:
+    """Refuse flags that contradict each other or are out of range, before anything is built or written.
+
+    Raises:
+        ValueError: Names the flag, the rule and the value.
+    """
+    if args.naflex_loader:
+        raise ValueError('--naflex-loader is not supported by this script; use the one of timm')
+    check_values(args)
+    check_amp(args)
+    if mixup_active(args) and args.batch_size % 2:
+        raise ValueError(f'--batch-size must be even with --mixup or --cutmix, got {args.batch_size}')
+    if args.resume == 'auto' and not args.experiment:
+        raise ValueError('--resume auto needs --experiment, the folder to resume in')
+    if args.experiment and (os.path.isabs(args.experiment) or os.path.normpath(args.experiment).startswith('.')):
+        raise ValueError(f'--experiment must name a folder inside of --output, got {args.experiment}')
+    if args.torchscript and args.torchcompile:
+        raise ValueError('--torchscript and --torchcompile exclude each other')
+    if args.split_bn and args.aug_splits < 2 and not args.resplit:
+        raise ValueError(f'--split-bn needs --aug-splits of 2 or more, or --resplit, got {args.aug_splits}')
+    if args.aug_splits == 1:
+        raise ValueError('--aug-splits must be 0, or 2 and more, got 1')
+    if args.freeze and not (args.pretrained or args.pretrained_path or args.initial_checkpoint or args.resume):
+        _logger.warning('--freeze without weights trains a classifier of random features: see --pretrained-path.')
+    _check_small_image_args(args)
+    if args.manifold_mixup:
+        _check_manifold_mixup_args(args)
+    if args.synermix:
+        _check_synermix_args(args)
+    _check_cohesion_args(args)
+    check_loss(args)
+
+
+def _check_synermix_args(args: argparse.Namespace) -> None:
+    _exclude(
+        args,
+        '--synermix',
+        {
+            '--train-img-sizes': args.train_img_sizes,
+            '--variable-batch-loss-scale': args.variable_batch_loss_scale != 'none',
+        },
+    )
+    BATCH_SIZE.check('--batch-size with --synermix', args.batch_size)
+    fixed, clean = args.synermix_batch == 'fixed', args.synermix_supplement == 'clean'
+    bank = args.synermix_singletons == 'bank'
+    check_fixed(fixed, clean, ('--synermix-batch fixed', '--synermix-supplement clean'))
+    check_interval(args.synermix_interval, args.synermix_beta, ('--synermix-interval', '--synermix-beta'))
+    check_bank(bank, args.synermix_gather, ('--synermix-singletons bank', '--synermix-gather'))
+    if bank and args.aug_repeats:
+        raise ValueError('--synermix-singletons bank and --aug-repeats cannot be used together: copies are no partners')
+    if clean and args.synermix_singletons != 'supplement':
+        _logger.warning('--synermix-supplement has no effect with --synermix-singletons %s.', args.synermix_singletons)
+
+
+def _check_cohesion_args(args: argparse.Namespace) -> None:
+    if args.report and not (args.cohesion and args.val_split):
+        raise ValueError('--report shows the cohesion of validation images, and needs --val-split and no --no-cohesion')
+    for other, value in {'--torchscript': args.torchscript, '--task multilabel': args.task == 'multilabel'}.items():
+        if args.cohesion and value:
+            raise ValueError(f'--cohesion and {other} cannot be used together')
+
+
+def _check_manifold_mixup_args(args: argparse.Namespace) -> None:
+    _exclude(
+        args,
+        '--manifold-mixup',
+        {
+            '--mixup or --cutmix': mixup_active(args),
+            f'--mixup-mode {args.mixup_mode}': args.mixup_mode != 'batch',
+        },
+    )
+
+
+def _check_small_image_args(args: argparse.Namespace) -> None:
+    for name in ('crop_padding', 'cutout'):
+        others = {'--aug-splits': args.aug_splits, '--train-img-sizes': args.train_img_sizes, '--no-aug': args.no_aug}
+        if name == 'crop_padding':
+            others['--train-crop-mode'] = args.train_crop_mode not in (None, 'rrc')
+        for other, value in others.items():
+            if getattr(args, name) and value:
+                raise ValueError(f'{flag(name)} and {other} cannot be used together')
+    if args.in_memory and args.dataset.lower().startswith(('wds/', 'tfds/', 'hfids/')):
+        raise ValueError(f'--in-memory needs a data set that is no stream, got --dataset {args.dataset}')
+    if args.in_memory and args.dataset.lower().startswith('torch/'):
+        _logger.warning('--in-memory has no effect with --dataset %s.', args.dataset)
+
+
+def _exclude(args: argparse.Namespace, flag: str, others: dict[str, Any]) -> None:
+    """Refuse what SynerMixTask cannot do, and others that are set."""
+    excluded = {
+        '--kd-model-name': args.kd_model_name,
+        '--jsd-loss': args.loss == 'jsd',
+        '--aug-splits': args.aug_splits,
+        '--split-bn': args.split_bn,
+        '--task multilabel': args.task == 'multilabel',
+        '--torchscript': args.torchscript,
+        **others,
+    }
+    for other, value in excluded.items():
+        if value:
+            raise ValueError(f'{flag} and {other} cannot be used together')
