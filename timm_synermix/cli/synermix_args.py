@@ -64,7 +64,7 @@ def add_synermix_args(parser: argparse.ArgumentParser) -> None:
         default=1,
         metavar='K',
         help='compute the intra-class loss in every K-th update alone, with K times the weight: the same mean '
-        'gradient, before clipping and before what Adam makes of it, at a fraction of the cost; a departure from the paper',
+        'gradient, before clipping and before what Adam makes of it, at a fraction of the cost',
     )
     group.add_argument(
         '--synermix-off-epoch',
