@@ -222,9 +222,9 @@ def test_commands_are_understood(page):
     targets = re.findall(r'^([\w-]+):', text_of('Makefile'), re.MULTILINE)
     for command in commands(page):
         if command[0] == 'make':
-            assert {word for word in command[1:] if '=' not in word} <= {*targets, *MAKE_FLAGS}, command
-            for word in command[1:]:
-                name, _, value = word.partition('=')
+            assert {word for word in command[1:] if '=' not in word} <= set(targets), command
+            for name, _, value in (word.partition('=') for word in command[1:] if '=' in word):
+                assert f'$({name})' in text_of('Makefile'), command
                 assert name != 'GRID' or (ROOT / value).exists(), command
             continue
         script = next((i for i, word in enumerate(command) if re.search(r'\b(train|validate)(\.py)?$', word)), None)
@@ -236,9 +236,6 @@ def test_commands_are_understood(page):
             continue
         parser = PARSERS[re.search(r'(train|validate)', command[script].rpartition('/')[2])[1]]
         assert not parser.parse_args(command[script + 1 :]).data, command
-
-
-MAKE_FLAGS = {'-j'}
 
 
 @every_page
