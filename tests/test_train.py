@@ -95,72 +95,40 @@ def test_accuracy_is_that_of_timm_s_evaluation(run_train, image_folder):
 
 
 WORK_WITH_SYNERMIX = [
-    ['--no-aug'],
-    ['--no-prefetcher', '--reprob', '0.5'],
-    ['--aug-repeats', '3'],
-    ['--epoch-repeats', '2'],
-    ['--train-num-samples', '10'],
-    ['--in-chans', '1'],
-    ['--val-split', ''],
-    ['--aa', 'rand-m9-mstd0.5', '--reprob', '0.3', '--color-jitter', '0.4'],
-    ['--synermix-forward', 'fused'],
-    ['--synermix-singletons', 'keep'],
-    ['--synermix-singletons', 'bank'],
-    ['--synermix-supplement', 'clean', '--mixup', '0.5', '--reprob', '0.5'],
-    ['--synermix-batch', 'fixed', '--cutmix', '1'],
-    ['--manifold-mixup', '1'],
-    ['--manifold-mixup', '0.2', '--manifold-mixup-layers', '0', 'blocks.1', '--synermix-forward', 'fused'],
-    ['--synermix-num-mixed', '2'],
-    ['--synermix-interval', '2', '--mixup', '0.5', '--reprob', '0.5'],
-    ['--synermix-interval', '2', '--synermix-singletons', 'bank', '--grad-accum-steps', '2'],
-    ['--synermix-beta', '0'],
-    ['--synermix-beta', '1'],
-    ['--loss', 'bce', '--mixup', '0.2'],
-    ['--bce-loss', '--bce-target-thresh', '0.2', '--cutmix', '1.0', '--mixup', '0.1'],
-    ['--loss', 'poly'],
-    ['--smoothing', '0'],
-    ['--mixup', '0.2', '--mixup-mode', 'half'],
-    ['--cutmix-minmax', '0.2', '0.6', '--mixup-mode', 'pair'],
-    ['--amp', '--amp-dtype', 'bfloat16'],
-    ['--model-dtype', 'bfloat16'],
-    ['--channels-last'],
-    ['--clip-grad', '1.0'],
-    ['--clip-grad', '0.1', '--clip-mode', 'value'],
-    ['--clip-grad', '0.1', '--clip-mode', 'agc'],
-    ['--opt', 'adamw', '--layer-decay', '0.7', '--lr', '1e-3'],
-    ['--opt', 'adahessian', '--lr', '1e-3'],
-    ['--opt', 'lookahead_sgd', '--lr', '1e-3'],
-    ['--sched', 'wsd', '--decay-epochs', '1', '--lr-decay-fn', 'linear', '--warmup-epochs', '0'],
-    ['--sched', 'plateau'],
-    ['--sched', 'none'],
-    ['--sched-on-updates'],
-    ['--grad-accum-steps', '2'],
-    ['--model-ema', '--model-ema-force-cpu'],
-    ['--model-ema', '--model-ema-warmup'],
-    ['--save-images'],
-    ['--tta', '1', '--eval-metric', 'loss'],
-    ['--use-multi-epochs-loader'],
-    ['--recovery-interval', '1'],
-    ['--drop', '0.2', '--drop-path', '0.1', '--head-init-scale', '0.1', '--head-init-bias', '-2'],
-    ['--grad-checkpointing'],
-    ['--lr-base-scale', 'sqrt', '--checkpoint-hist', '1'],
-    ['--synchronize-step', '--pin-mem'],
+    '--no-aug --in-chans 1 --smoothing 0 --clip-grad 1.0',
+    '--no-prefetcher --reprob 0.5 --aug-repeats 3 --recovery-interval 1',
+    '--epoch-repeats 2 --train-num-samples 10 --val-split= --use-multi-epochs-loader',
+    '--aa rand-m9-mstd0.5 --reprob 0.3 --color-jitter 0.4 --tta 1 --eval-metric loss --save-images',
+    '--synermix-forward fused --manifold-mixup 0.2 --manifold-mixup-layers 0 blocks.1 --channels-last',
+    '--synermix-singletons keep --synermix-num-mixed 2 --loss poly --opt lookahead_sgd --lr 1e-3 --model-ema '
+    '--model-ema-force-cpu',
+    '--synermix-singletons bank --synermix-interval 2 --grad-accum-steps 2 --lr-base-scale sqrt --checkpoint-hist 1',
+    '--synermix-supplement clean --mixup 0.5 --reprob 0.5 --clip-grad 0.1 --clip-mode value --sched plateau',
+    '--synermix-batch fixed --cutmix 1 --mixup 0.1 --bce-loss --bce-target-thresh 0.2 --model-ema --model-ema-warmup',
+    '--manifold-mixup 1 --amp --amp-dtype bfloat16 --clip-grad 0.1 --clip-mode agc --sched none',
+    '--synermix-interval 2 --mixup 0.5 --reprob 0.5 --sched-on-updates --drop 0.2 --drop-path 0.1 '
+    '--head-init-scale 0.1 --head-init-bias -2',
+    '--synermix-beta 0 --loss bce --mixup 0.2 --sched wsd --decay-epochs 1 --lr-decay-fn linear --warmup-epochs 0',
+    '--synermix-beta 1 --model-dtype bfloat16 --grad-checkpointing --synchronize-step --pin-mem',
+    '--opt adamw --layer-decay 0.7 --lr 1e-3 --mixup 0.2 --mixup-mode half',
+    '--opt adahessian --lr 1e-3 --cutmix-minmax 0.2 0.6 --mixup-mode pair',
 ]
 
 
 @pytest.mark.filterwarnings('ignore:Using backward\\(\\) with create_graph:UserWarning')  # adahessian asks for it
 @pytest.mark.filterwarnings('ignore:PlateauLRScheduler is deprecated:FutureWarning')
 @pytest.mark.filterwarnings('ignore:.*pin_memory.*:UserWarning')
-@pytest.mark.parametrize('flags', WORK_WITH_SYNERMIX, ids=' '.join)
+@pytest.mark.parametrize('flags', WORK_WITH_SYNERMIX)
 def test_flags_that_work_with_synermix(run_train, flags):
-    run = run_train('--synermix', *flags)
+    """Each flag in one of these runs."""
+    run = run_train('--synermix', *flags.split())
     (row,) = run.summary()
     assert 0 < row['train_loss'] < 10
-    written = {'--save-images': 'train-batch-0.jpg', '--recovery-interval': 'recovery-0-2.pth.tar'}
-    assert (run.folder / written.get(flags[0], 'last.pth.tar')).exists()
-    beta = flags[1] if flags[0] == '--synermix-beta' else None
-    assert ('train_intra_loss' in row) == (beta != '0')
-    assert ('train_inter_loss' in row) == (beta != '1')
+    assert (run.folder / 'last.pth.tar').exists()
+    for flag, written in {'--save-images': 'train-batch-0.jpg', '--recovery-interval': 'recovery-0-2.pth.tar'}.items():
+        assert (run.folder / written).exists() == (flag in flags)
+    assert ('train_intra_loss' in row) == ('--synermix-beta 0' not in flags)
+    assert ('train_inter_loss' in row) == ('--synermix-beta 1' not in flags)
 
 
 def test_manifold_mixup_alone(run_train, caplog):
@@ -656,15 +624,19 @@ def test_mixup_in_the_collate_function_ends_at_its_epoch(run_train, monkeypatch)
 
 def test_channels_last_reaches_the_model(run_train, monkeypatch):
     layouts = []
-    original = SynerMixTask.forward
 
-    def forward(self, input, target):
-        layouts.append(input.is_contiguous(memory_format=torch.channels_last))
-        return original(self, input, target)
+    def create_model(*args, **kwargs):
+        model = timm.create_model(*args, **kwargs)
+        model.conv_stem.register_forward_pre_hook(
+            lambda _, inputs: layouts.append(inputs[0].is_contiguous(memory_format=torch.channels_last))
+        )
+        return model
 
-    monkeypatch.setattr(SynerMixTask, 'forward', forward)
-    run_train('--synermix', '--channels-last')
-    assert all(layouts)
+    monkeypatch.setattr(train, 'create_model', create_model)
+    for flags in ([], ['--channels-last']):
+        layouts.clear()
+        run_train('--synermix', *flags)
+        assert set(layouts) == {bool(flags)}  # of both views, and in evaluation
 
 
 def test_augmented_copies_are_averaged_in_evaluation():
