@@ -6,8 +6,8 @@ from functools import partial
 
 import pytest
 import torch
+from processes import run_ranks
 from torch import distributed as dist
-from torch import multiprocessing as mp
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -58,8 +58,9 @@ def assert_parts_have_the_same_gradients(task, input, target):
     torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-12)
 
 
-def run_rank(rank, port, folder):
-    dist.init_process_group('gloo', init_method=f'tcp://127.0.0.1:{port}', rank=rank, world_size=2)
+def run_rank(folder):
+    dist.init_process_group('gloo')
+    rank = dist.get_rank()
     try:
         results = []
         for case in CASES:
@@ -81,8 +82,8 @@ def run_rank(rank, port, folder):
         dist.destroy_process_group()
 
 
-def test_two_ranks_equal_one(tmp_path, free_port, monkeypatch):
-    mp.spawn(run_rank, (free_port, str(tmp_path)), nprocs=2)
+def test_two_ranks_equal_one(tmp_path, monkeypatch):
+    run_ranks(run_rank, str(tmp_path), folder=tmp_path)
     ranks = [torch.load(tmp_path / f'rank{rank}.pt') for rank in (0, 1)]
     for case, first, second in zip(CASES, *ranks, strict=True):
         whole_model = create_model()

@@ -4,9 +4,9 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from processes import run_ranks
 from sklearn.metrics import calinski_harabasz_score, silhouette_score
 from torch import distributed as dist
-from torch import multiprocessing as mp
 
 from timm_synermix.metrics.class_moments import (
     CDNV,
@@ -312,8 +312,9 @@ def test_table_of_classes():
     assert lonely['nearest_class'].tolist() == [-1] * 5
 
 
-def run_rank(rank, port, folder):
-    dist.init_process_group('gloo', init_method=f'tcp://127.0.0.1:{port}', rank=rank, world_size=2)
+def run_rank(folder):
+    dist.init_process_group('gloo')
+    rank = dist.get_rank()
     try:
         feature, target = example(offset=100.0)
         cut = slice(0, 70) if rank == 0 else slice(70, 200)
@@ -322,8 +323,8 @@ def run_rank(rank, port, folder):
         dist.destroy_process_group()
 
 
-def test_two_processes_compute_what_one_does(tmp_path, free_port):
-    mp.spawn(run_rank, (free_port, str(tmp_path)), nprocs=2)
+def test_two_processes_compute_what_one_does(tmp_path):
+    run_ranks(run_rank, str(tmp_path), folder=tmp_path)
     expected = compute(cohesion_metrics(5, 6), *example(offset=100.0))
     for rank in (0, 1):
         values = torch.load(tmp_path / f'rank{rank}.pt')
