@@ -15,7 +15,13 @@ def test_a_wheel_holds_the_package_and_both_scripts(tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         assert {name.partition('/')[0] for name in names if '.dist-info' not in name} == {'timm_synermix'}
-        for file in ('train.py', 'validate.py', 'py.typed'):
+        for file in (
+            'train.py',
+            'validate.py',
+            'py.typed',
+            'report/templates/report.html',
+            'report/templates/report.css',
+        ):
             name = f'timm_synermix/{file}'
             assert archive.read(name) == (ROOT / name).read_bytes()
         (entry_points,) = (name for name in names if name.endswith('entry_points.txt'))

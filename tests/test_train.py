@@ -16,8 +16,8 @@ from timm.task import ClassificationEvaluator, ClassificationTask, resume_task_c
 from torch import nn
 
 import train
-from timm_synermix import SynerMixTask
-from timm_synermix.engine import build, reporting
+from timm_synermix import SynerMixTask, report
+from timm_synermix.engine import build
 from timm_synermix.metrics.collection import METRIC_NAMES
 
 FILES = {
@@ -681,12 +681,12 @@ def test_a_diverged_run_is_measured_and_saved(run_train):
 )
 def test_report_at_the_end(run_train, monkeypatch, flags, rows):
     examples = {}
-    original = reporting.example_images
-    monkeypatch.setattr(reporting, 'example_images', lambda *args: examples.update(original(*args)) or examples)
+    original = report.example_images
+    monkeypatch.setattr(report, 'example_images', lambda *args: examples.update(original(*args)) or examples)
     run = run_train('--report', *flags)
     text = (run.folder / 'report' / 'report.html').read_text()
     assert list(examples) == rows
-    for name in ('Comparison', 'Training curves', 'Feature maps', 'Examples', 'lone'):
+    for name in ('Comparison', 'Training curves', 'Feature maps', 'Examples', 'lone', 'the best by top1'):
         assert name in text
     assert len({images.numpy().tobytes() for images in examples.values()}) == len(rows)  # each row shows another thing
     assert all(images.min() >= 0 and images.max() <= 1 for images in examples.values())

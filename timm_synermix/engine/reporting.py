@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from timm.data import Mixup
+from timm.utils import load_checkpoint_metadata
 from torch import Tensor
 from torch.utils.data import IterableDataset, Subset
 
 from timm_synermix.data.dataset_factory import class_names
 from timm_synermix.data.loader import create_synermix_loader
 from timm_synermix.engine.loaders import set_epoch
-from timm_synermix.report.example_images import example_images
 
 if TYPE_CHECKING:
     from timm_synermix.engine.candidates import Outcome
@@ -52,20 +53,46 @@ def best_or_last(kept: ReportedEpoch | None, new: ReportedEpoch, best_epoch: int
 
 def write_run_report(run: Any, reported: ReportedEpoch) -> None:
     """A page of a run's curves, and of the features of one of its evaluations."""
-    from timm_synermix.report import Evaluated, write_report  # slow to import
+    from timm_synermix.report import Evaluated, example_images, write_report  # slow to import
 
     evaluated = Evaluated(
         run.args.experiment,
         reported.metrics,
         reported.cohesion.features,
         reported.cohesion.targets,
+        model=run.args.model,
+        shown=_which_epoch(reported.epoch, run.saver.best_epoch, run.eval_metric),
         summary=run.saver.summary_path,
         args=vars(run.args),
     )
     folder = os.path.join(run.saver.checkpoint_dir, 'report')
     set_epoch(run.loader_train, 0)  # whose first batch has clean views, also with --synermix-interval
     examples = example_images(run.loader_train, run.mixup_fn, run.data_config)
-    _logger.info(f'Report: {write_report(folder, [evaluated], class_names=run.class_names, examples=examples)}')
+    data = _data_name(run.args, run.args.val_split)
+    path = write_report(folder, [evaluated], data=data, class_names=run.class_names, examples=examples)
+    _logger.info(f'Report: {path}')
+
+
+def _which_epoch(epoch: int, best_epoch: int, metric: str) -> str:
+    """Which epoch of a run is shown, and why."""
+    if epoch == best_epoch:
+        return f'epoch {epoch}, the best by {metric}'
+    return f'epoch {epoch}, the last; the best, epoch {best_epoch}, was before the run was resumed'
+
+
+def _which_checkpoint(path: str) -> str:
+    """Which epoch of its run a checkpoint is, as far as its content and its name tell."""
+    name = os.path.basename(path)
+    epoch = None if path.endswith('.safetensors') else load_checkpoint_metadata(path).get('epoch')
+    kept = {'model_best': 'the best', 'last': 'the last'}.get(name.partition('.')[0])
+    known = ', '.join(filter(None, [None if epoch is None else f'epoch {epoch}', kept]))
+    return f'{known} ({name})' if known else name
+
+
+def _data_name(args: argparse.Namespace, split: str) -> str:
+    """What to call a data set: its name, or its folder's, and the split."""
+    root = args.data_dir or args.data or ''
+    return ', '.join(filter(None, [args.dataset or os.path.basename(os.path.abspath(root)), split]))
 
 
 def write_outcome_report(folder: str, outcomes: list[Outcome]) -> str:
@@ -80,13 +107,21 @@ def write_outcome_report(folder: str, outcomes: list[Outcome]) -> str:
             {name: value for name, value in outcome.row.items() if name in shown},
             outcome.features,
             outcome.targets,
+            model=outcome.candidate.args.model,
+            shown=_which_checkpoint(outcome.candidate.args.checkpoint) if outcome.candidate.args.checkpoint else '',
             summary=outcome.candidate.summary,
             args=outcome.candidate.run_args,
         )
         for outcome in outcomes
     ]
-    names = class_names(outcomes[0].dataset)
-    return write_report(folder, evaluated, class_names=names, examples=create_examples(outcomes[-1]))
+    first = outcomes[0]
+    return write_report(
+        folder,
+        evaluated,
+        data=_data_name(first.candidate.args, first.candidate.args.split),
+        class_names=class_names(first.dataset),
+        examples=create_examples(outcomes[-1]),
+    )
 
 
 def create_examples(outcome: Outcome, count: int = 8) -> dict[str, Tensor] | None:
@@ -95,6 +130,8 @@ def create_examples(outcome: Outcome, count: int = 8) -> dict[str, Tensor] | Non
     What the run does not tell is timm's default, with a MixUp of 0.2.
     None for a stream, and for images that TensorFlow decodes.
     """
+    from timm_synermix.report import example_images  # slow to import
+
     dataset, config, run_args = outcome.dataset, outcome.data_config, outcome.candidate.run_args
     if isinstance(dataset, IterableDataset) or getattr(dataset, 'load_bytes', False) or len(dataset) < 2:
         return None

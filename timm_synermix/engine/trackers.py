@@ -115,7 +115,8 @@ class RunTrackers:
         self._log(dict(row), update)
         if cohesion is None or not self.trackers:
             return
-        from timm_synermix.report.plots import feature_map, to_array  # slow to import
+        from timm_synermix.report.feature_map import feature_map  # slow to import
+        from timm_synermix.report.plots import to_array
 
         features = [(f'after epoch {row["epoch"]:.0f}', cohesion.features, cohesion.targets)]
         picture = to_array(feature_map(features, class_names))

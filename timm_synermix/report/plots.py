@@ -1,12 +1,11 @@
-"""The pictures of a report and of the trackers, as matplotlib figures that touch no global state of matplotlib."""
+"""The pictures of a report, as matplotlib figures that touch no global state of matplotlib."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from textwrap import fill
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -14,150 +13,61 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-Points = tuple[Tensor, Tensor]  # [N, 2] or [N, D], and the classes [N]
+
+class Line(NamedTuple):
+    """A line of a curve: of a run and of a quantity, each by its place among those of the report and of the plot."""
+
+    run: int
+    quantity: int
+    epochs: Sequence[float]
+    values: Sequence[float]
 
 
-def feature_map(
-    sets: Sequence[tuple[str, Tensor, Tensor]], class_names: Sequence[str] | None = None, max_classes: int = 10
-) -> Figure:
-    """Draw features in the plane in which the class means spread most, one panel per set, a colour per class.
-
-    Each set is centred and divided by the root mean square norm of its features. The plane (PCA of the class means of
-    all sets) and the limits are shared, so that panels compare; sets whose features differ in length each have their
-    own plane.
-
-    Args:
-        sets: Of each panel the title, features `[N, D]` and their classes `[N]`. Features that are not finite are left
-            out.
-        class_names: Names of the classes; default is their numbers.
-        max_classes: Draw at most so many classes, spread evenly over those present.
-
-    Returns:
-        The figure.
-    """
-    if not sets or max_classes < 1:
-        raise ValueError(f'sets must not be empty and max_classes be positive, got {len(sets)} sets, {max_classes=}.')
-    present = torch.cat([target.cpu() for _, _, target in sets]).unique()
-    classes = present[torch.linspace(0, len(present) - 1, min(max_classes, len(present))).long()]
-    scaled = [_scaled(feature, target, classes) for _, feature, target in sets]
-    shared = len({feature.shape[1] for feature, _ in scaled}) == 1
-    planes = [_plane(scaled, classes)] * len(sets) if shared else [_plane([part], classes) for part in scaled]
-    panels = [(feature @ plane, target) for (feature, target), plane in zip(scaled, planes, strict=True)]
-
-    columns = min(len(sets), 3)
-    rows = -(-len(sets) // columns)
-    figure, axes = _figure(4 * columns, 4.2 * rows + 0.3, rows, columns)
-    title = 'Features in the plane in which the class means spread most'
-    if not shared:
-        title = 'Features, each panel in its own plane: the features differ in length'
-    figure.suptitle(fill(title, 48 * columns), fontsize=11, x=0.01, ha='left')
-    for axis, (name, _, _), panel, limits in zip(axes, sets, panels, _limits(panels, shared), strict=False):
-        _scatter(axis, panel, classes, class_names, limits[0][1] - limits[0][0])
-        axis.spines[:].set(visible=True, color='lightgrey')
-        axis.set(title=short(name, 40), xticks=[], yticks=[], aspect='equal', xlim=limits[0], ylim=limits[1])
-    for axis in axes[len(sets) :]:
-        axis.remove()
-    return figure
+_STYLES: tuple[Literal['-', '--', ':', '-.'], ...] = ('-', '--', ':', '-.')
 
 
-def _scaled(feature: Tensor, target: Tensor, classes: Tensor) -> Points:
-    """The finite features of some classes, centred and with a root mean square norm of 1, in float64."""
-    feature, target = feature.detach().cpu().double(), target.cpu()
-    kept = torch.isin(target, classes) & feature.isfinite().all(1)
-    feature, target = feature[kept], target[kept]
-    if len(feature):
-        feature = feature - feature.mean(0)
-        norm = feature.square().sum(1).mean().sqrt()
-        feature = feature / norm.clamp(min=torch.finfo(torch.float64).tiny)
-    return feature, target
-
-
-def _plane(sets: Sequence[Points], classes: Tensor) -> Tensor:
-    """Principal directions `[D, 2]` of the class means of all sets; with D = 1 the second one is zero."""
-    means = [feature[target == c].mean(0) for feature, target in sets for c in classes if c in target]
-    if not means:
-        return torch.eye(sets[0][0].shape[1], 2, dtype=torch.float64)
-    centered = torch.stack(means)
-    centered = centered - centered.mean(0)
-    _, scale, directions = torch.linalg.svd(centered, full_matrices=False)
-    if (scale > 1e-6).sum() < 2:  # the means are on one line: the images decide on the second direction
-        images = torch.cat([feature for feature, _ in sets])
-        directions = torch.linalg.svd(torch.cat([1e3 * centered, images]), full_matrices=False).Vh
-    return torch.nn.functional.pad(directions[:2].T, (0, 2 - min(2, len(directions))))
-
-
-def _limits(panels: Sequence[Points], shared: bool) -> list[list[list[float]]]:
-    """Of each panel the limits `[[x0, x1], [y0, y1]]` of a square that holds its points, or those of all panels."""
-    if shared:
-        return _limits([(torch.cat([points for points, _ in panels]), panels[0][1])], False) * len(panels)
-    limits = []
-    for points, _ in panels:
-        low, high = (points.amin(0), points.amax(0)) if len(points) else (torch.zeros(2), torch.zeros(2))
-        half = 0.54 * (high - low).max() or torch.tensor(1.0)
-        limits.append(torch.stack([(low + high) / 2 - half, (low + high) / 2 + half], dim=1).tolist())
-    return limits
-
-
-def _scatter(axis: Axes, panel: Points, classes: Tensor, class_names: Sequence[str] | None, width: float) -> None:
-    """Draw points `[N, 2]` by class in a panel of a width, and the names at the class means."""
+def run_colours(num_runs: int) -> list[str]:
+    """A colour per run, the same in every curve."""
     import matplotlib
-    from matplotlib.patheffects import withStroke
+    from matplotlib.colors import to_hex
 
-    points, target = panel
-    colours = matplotlib.colormaps['tab10' if len(classes) <= 10 else 'turbo'].resampled(max(10, len(classes)))
-    size = min(12.0, max(2.0, 6000 / max(1, len(points))))
-    for i, c in enumerate(classes.tolist()):
-        x, y = points[target == c].T.numpy()
-        axis.scatter(x, y, s=size, color=colours(i), alpha=0.55, linewidths=0)
-    present = [(i, c) for i, c in enumerate(classes.tolist()) if c in target]
-    names = [short(class_name(c, class_names), 14) for _, c in present]
-    places = _apart([points[target == c].mean(0).tolist() for _, c in present], names, width)
-    for (i, _), name, (x, y) in zip(present, names, places, strict=True):  # after all points, to stand above them
-        text = axis.text(x, y, name, ha='center', va='center', weight='bold', fontsize=9, in_layout=False)
-        text.set(color=colours(i), path_effects=[withStroke(linewidth=3, foreground='white')])
-    if not len(points):
-        axis.text(0, 0, 'no features to draw', ha='center')
+    colours = matplotlib.colormaps['tab10' if num_runs <= 10 else 'turbo'].resampled(max(10, num_runs))
+    return [to_hex(colours(i)) for i in range(num_runs)]
 
 
-def _apart(places: Sequence[list[float]], names: Sequence[str], width: float) -> list[list[float]]:
-    """Places of labels in a panel of a width, moved up where they would lie on a lower one."""
-    moved: dict[int, list[float]] = {}
-    for i in sorted(range(len(places)), key=lambda i: places[i][1]):
-        x, y = places[i]
-        for j, (other_x, other_y) in moved.items():  # from the lowest to the highest
-            beside = abs(x - other_x) > 0.012 * width * (len(names[i]) + len(names[j]))
-            if not beside and abs(y - other_y) < 0.042 * width:
-                y = other_y + 0.042 * width
-        moved[i] = [x, y]
-    return [moved[i] for i in range(len(places))]
+def curve(title: str, quantities: Sequence[str], lines: Sequence[Line], num_runs: int = 1) -> Figure:
+    """Draw quantities that belong together over the epochs.
 
-
-def curve(title: str, runs: Sequence[tuple[str, Sequence[float], Sequence[float]]]) -> Figure:
-    """Draw one quantity over the epochs, a line per run.
+    Several runs differ in colour, and their quantities in style; the colours are explained by the page, once for all
+    curves. Of one run the quantities differ in both.
 
     Args:
-        title: Name of the quantity.
-        runs: Of each run the name, the epochs and the values; values that are not finite leave a gap. A run without
-            values keeps its colour and stays out of the legend.
+        title: What the quantities have in common.
+        quantities: Their names, for the legend; one needs none.
+        lines: Values that are not finite leave a gap.
+        num_runs: Runs in the report.
 
     Returns:
         The figure.
     """
+    from matplotlib.lines import Line2D
     from matplotlib.ticker import MaxNLocator
 
-    lines, names = [], []
-    figure, (axis,) = _figure(4, 2.5 + 0.16 * (len(runs) if len(runs) > 1 else 0))
-    for i, (name, epochs, values) in enumerate(runs):
-        value = torch.tensor(values, dtype=torch.float64)
+    figure, (axis,) = create_figure(4, 2.6)
+    colours = run_colours(max(num_runs, len(quantities)))
+    for line in lines:
+        value = torch.tensor(line.values, dtype=torch.float64)
         value[~value.isfinite()] = torch.nan
-        if not value.isfinite().any():
-            continue
-        lines += axis.plot(epochs, value.numpy(), color=f'C{i % 10}', linestyle=('-', '--', '-.', ':')[i % 4])
-        names.append(short(name, 50))
-        if len(epochs) <= 20:  # a single epoch has no line
-            lines[-1].set(marker='o', markersize=3)
-    if len(runs) > 1:
-        figure.legend(lines, names, loc='outside lower left', fontsize=7.5, frameon=False)
+        colour = colours[line.run if num_runs > 1 else line.quantity]
+        (drawn,) = axis.plot(line.epochs, value.numpy(), color=colour, linestyle=_STYLES[line.quantity % 4])
+        if len(line.epochs) <= 20:  # a single epoch has no line
+            drawn.set(marker='o', markersize=3)
+    if len(quantities) > 1:
+        handles = [
+            Line2D([], [], color='dimgrey' if num_runs > 1 else colours[i], linestyle=_STYLES[i % 4], label=name)
+            for i, name in enumerate(quantities)
+        ]
+        axis.legend(handles=handles, fontsize=8, frameon=False)
     axis.set_title(short(title, 50), fontsize=10)
     axis.set_xlabel('epoch', fontsize=8)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
@@ -177,7 +87,7 @@ def cohesion_bars(title: str, cohesion: Tensor, class_names: Sequence[str] | Non
     order = [c for c in cohesion.argsort(descending=True).tolist() if cohesion[c].isfinite()]
     best, worst = (order[:num], order[-num:]) if len(order) > 2 * num else (order, [])
     bars = [*best, None, *worst] if worst else best
-    figure, (axis,) = _figure(4.6, 0.8 + 0.21 * len(bars))
+    figure, (axis,) = create_figure(4.6, 0.8 + 0.21 * len(bars))
     for row, c in enumerate(bars):
         if c is None:
             axis.text(0.01, row, f'{len(order) - 2 * num} classes between', va='center', fontsize=8, style='italic')
@@ -203,7 +113,7 @@ def confusion_matrix(title: str, share: Tensor, names: Sequence[str]) -> Figure:
     wrong = share.clone().fill_diagonal_(torch.nan)
     top = wrong.nan_to_num(0).max().item() or 1.0
     size = 1.6 + 0.33 * len(names)
-    figure, (axis,) = _figure(size + 0.2, size)
+    figure, (axis,) = create_figure(size + 0.2, size)
     axis.imshow(wrong.numpy(), cmap='Blues', vmin=0, vmax=top)
     for row, values in enumerate(share.tolist()):
         for column, value in enumerate(values):
@@ -228,11 +138,11 @@ def image_rows(rows: Mapping[str, Tensor], max_images: int = 8) -> Figure:
     """
     frames = {name: _side_by_side(images[:max_images]) for name, images in rows.items()}
     heights = [8 * len(frame) / frame.shape[1] for frame in frames.values()]
-    figure, axes = _figure(8, sum(heights) + 0.35 * len(rows), len(rows), height_ratios=heights)
+    figure, axes = create_figure(8, sum(heights) + 0.35 * len(rows), len(rows), height_ratios=heights)
     figure.set_facecolor('none')
     for axis, (name, frame) in zip(axes, frames.items(), strict=True):
         axis.imshow(frame.numpy(), interpolation='nearest')
-        axis.set_title(short(name, 80), loc='left', fontsize=10, color='#808080')
+        axis.set_title(short(name, 80), loc='left', fontsize=11, color='#808080')
         axis.axis('off')
     return figure
 
@@ -277,7 +187,9 @@ def short(text: str, width: int) -> str:
     return text.replace('$', r'\$')
 
 
-def _figure(width: float, height: float, rows: int = 1, columns: int = 1, **grid: Any) -> tuple[Figure, list[Axes]]:
+def create_figure(
+    width: float, height: float, rows: int = 1, columns: int = 1, **grid: Any
+) -> tuple[Figure, list[Axes]]:
     """A figure of a size in inches, and its panels row by row."""
     from matplotlib.figure import Figure
 
