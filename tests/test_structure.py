@@ -5,6 +5,7 @@ import re
 from graphlib import TopologicalSorter
 
 import pytest
+import yaml
 from conftest import ROOT
 
 PACKAGE = ROOT / 'timm_synermix'
@@ -97,3 +98,10 @@ def test_train_py_is_a_story():
 def test_one_version_of_the_linter():
     pinned = re.search(r'"ruff==([\d.]+)"', (ROOT / 'pyproject.toml').read_text())[1]
     assert f'rev: v{pinned} ' in (ROOT / '.pre-commit-config.yaml').read_text()
+
+
+def test_ci_runs_the_same_targets_everywhere():
+    local = re.findall(r'^make (\S+)$', (ROOT / '.ci/run').read_text(), re.MULTILINE)
+    workflow = yaml.safe_load((ROOT / '.github/workflows/ci.yml').read_text())
+    steps = [step['run'] for step in workflow['jobs']['test']['steps'] if 'run' in step]
+    assert steps == [f'make {target}' for target in local]
