@@ -72,7 +72,7 @@ def script_epochs(data: Path, folder: Path, workers: int, device: str) -> Callab
 
     def one() -> None:
         nonlocal epoch
-        train.set_epoch(run.loader_train, epoch)
+        train.set_epoch(run.loaders.train, epoch)
         train.train_one_epoch(run, epoch)
         epoch += 1
 

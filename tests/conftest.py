@@ -17,6 +17,9 @@ from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
 
 import train
+from timm_synermix import entry
+from timm_synermix.engine.build import resolved
+from timm_synermix.engine.run import Loaders, Run, Trained
 
 ROOT = Path(__file__).resolve().parent.parent
 # Processes that tests start import what stands here, installed or not.
@@ -89,6 +92,12 @@ class TrainResult:
         return torch.load(self.folder / f'{name}.pth.tar', weights_only=False)
 
 
+def make_run(args, accelerator, task, optimizer, batches):
+    """A run of a task on batches, without evaluation, folder and trackers."""
+    trained = Trained(task, accelerator.prepare_optimizer(optimizer))
+    return Run(resolved(args, accelerator), accelerator, trained, Loaders(batches))
+
+
 SMALL = ['--model', 'test_efficientnet', '--img-size', '32', '-b', '8', '--device', 'cpu', '-j', '0', '--epochs', '1']
 
 
@@ -102,7 +111,7 @@ def run_train(image_folder, tmp_path, capsys, monkeypatch):
         monkeypatch.setattr(sys, 'argv', argv)
         AcceleratorState._reset_state(reset_partial_state=True)
         capsys.readouterr()
-        train.main()
+        entry.run(train)
         return TrainResult(tmp_path / experiment, capsys.readouterr().out)
 
     return run

@@ -23,6 +23,7 @@ from torch import nn
 
 import train
 import validate
+from timm_synermix import entry
 from timm_synermix.engine.checkpoint import RunSaver, SaveError
 from timm_synermix.engine.resume import find_resume_point
 from timm_synermix.utils.files import replacing
@@ -542,7 +543,7 @@ def test_a_pickle_that_runs_code_is_refused(run_train, tmp_path, monkeypatch, im
             argv = ['validate.py', '--data-dir', str(image_folder), '--num-classes', '4', '--device', 'cpu']
             argv += ['--model', 'test_efficientnet', '--checkpoint', str(path), '-j', '0']
             monkeypatch.setattr(sys, 'argv', argv)
-            validate.main()
+            entry.run(validate)
         else:
             run_train(*(flag.split() if ' ' in flag else [flag, str(path)]))
     assert error.value.code == 2

@@ -24,6 +24,7 @@ from timm_synermix.utils.distributed import HostGroup
 # Runs train.py, whose n-th call of a function sends a signal to one of its processes, as RANK:NAME:N:SIGNAL says.
 FAULT = """
 import os, sys, train
+from timm_synermix import entry
 rank, name, n, signum = os.environ['FAULT'].split(':')
 if rank == os.environ.get('RANK', '0'):
     original, calls = getattr(train, name), []
@@ -33,15 +34,16 @@ if rank == os.environ.get('RANK', '0'):
             os.kill(os.getpid(), int(signum))
         return original(*args, **kwargs)
     setattr(train, name, fail)
-train.main()
+entry.run(train)
 """
 
 
 # Runs train.py with another learning rate in each process.
 DIFFERENT = """
 import os, sys, train
+from timm_synermix import entry
 sys.argv += ['--lr', ['0.1', '0.2'][int(os.environ['RANK'])]]
-train.main()
+entry.run(train)
 """
 
 

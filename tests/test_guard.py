@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import make_run
 from timm.task import ClassificationTask
 from torch import nn
 
@@ -76,7 +77,7 @@ def test_weights_that_are_broken_are_not_saved(run_train, monkeypatch, caplog, t
         original(run, num_updates)
         if num_updates == 6:  # the last one of the second epoch
             with torch.no_grad():
-                next(run.task.get_eval_model().parameters()).view(-1)[0] = NAN
+                next(run.trained.task.get_eval_model().parameters()).view(-1)[0] = NAN
 
     monkeypatch.setattr(train, 'update_weights', update_weights)
     with pytest.raises(SystemExit) as error:
@@ -164,8 +165,8 @@ def test_nothing_is_stepped_for_an_update_that_is_left_out():
     task = ClassificationTask(trained, verbose=False)
     optimizer = torch.optim.SGD(trained.parameters(), lr=0.5, momentum=0.9)
     with_bad = [*batches[:2], (torch.full((4, 3), INF), batches[0][1]), *batches[2:]]
-    run = train.Run(args, accelerator, task, accelerator.prepare_optimizer(optimizer), with_bad)
-    run.guard = LossGuard(trained.buffers(), HostGroup(), max_bad_steps=1)
+    run = make_run(args, accelerator, task, optimizer, with_bad)
+    run.keeper.guard = LossGuard(trained.buffers(), HostGroup(), max_bad_steps=1)
     train.train_one_epoch(run, epoch=0)
 
     sgd = torch.optim.SGD(reference.parameters(), lr=0.5, momentum=0.9)
@@ -201,11 +202,11 @@ def test_gradient_scaling_is_not_counted():
     args = train.parser.parse_args(['--device', 'cpu', '--max-bad-steps', '1'])
     accelerator = train.create_train_accelerator(args)
     accelerator.scaler = torch.amp.GradScaler('cpu', init_scale=2.0**127, backoff_factor=0.5)
-    optimizer = accelerator.prepare_optimizer(torch.optim.SGD(model.parameters(), lr=0.5))
-    run = train.Run(args, accelerator, ClassificationTask(model, verbose=False), optimizer, batches)
-    run.guard = LossGuard(model.buffers(), HostGroup(), max_bad_steps=1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    run = make_run(args, accelerator, ClassificationTask(model, verbose=False), optimizer, batches)
+    run.keeper.guard = LossGuard(model.buffers(), HostGroup(), max_bad_steps=1)
     train.train_one_epoch(run, epoch=0)
     assert 1 <= 127 - torch.tensor(accelerator.scaler.get_scale()).log2() < 12  # some were left out, not all
-    assert run.guard.num_bad_steps == 0
+    assert run.keeper.guard.num_bad_steps == 0
     assert model.weight.isfinite().all()
     assert not torch.equal(model.weight, before)

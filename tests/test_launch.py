@@ -22,17 +22,18 @@ import sys, torch, torch.distributed as dist, train
 original = train.evaluate_task
 def evaluate_task(run):
     metrics = original(run)
-    state = {**run.task.get_checkpoint_state(), **run.task.get_checkpoint_state(ema=True)}
+    state = {**run.trained.task.get_checkpoint_state(), **run.trained.task.get_checkpoint_state(ema=True)}
     path = f'{sys.argv[sys.argv.index("--output") + 1]}/rank{run.args.rank}.pt'
-    torch.save({**state, 'metrics': metrics, 'cohesion': run.cohesion.metrics, 'steps': steps}, path)
+    torch.save({**state, 'metrics': metrics, 'cohesion': run.evaluation.cohesion.metrics, 'steps': steps}, path)
     return metrics
 train.evaluate_task = evaluate_task
-steps, update = 0, train.LossMeter.update
+from timm_synermix.engine.progress import LossMeter
+steps, update = 0, LossMeter.update
 def count(self, *args):
     global steps
     steps += 1
     update(self, *args)
-train.LossMeter.update = count
+LossMeter.update = count
 train.main()
 """
 

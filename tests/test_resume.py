@@ -7,8 +7,9 @@ import pytest
 import torch
 from conftest import Kill, assert_same_run
 
-import train
-from timm_synermix.utils.signals import StopRequest
+from timm_synermix import SynerMixTask
+from timm_synermix.utils.distributed import HostGroup
+from timm_synermix.utils.signals import Stopped, StopRequest
 
 VARIANTS = {
     'plain': ['--mixup', '0.5', '--cutmix', '1', '--reprob', '0.5', '--aa', 'rand-m9-mstd0.5', '--drop', '0.3'],
@@ -99,14 +100,14 @@ def test_a_skipped_update_before_a_resume(run_train, stop_at, monkeypatch):
     with pytest.raises(Kill):
         run_train(*flags)
     again()
-    original, calls = train.SynerMixTask.forward, []
+    original, calls = SynerMixTask._losses, []
 
-    def forward(self, input, target):
+    def losses(self, draw):
         calls.append(None)
-        result = original(self, input, target)
+        result = original(self, draw)
         return {name: value * float('nan') for name, value in result.items()} if len(calls) == 1 else result
 
-    monkeypatch.setattr(train.SynerMixTask, 'forward', forward)
+    monkeypatch.setattr(SynerMixTask, '_losses', losses)
     assert 0 < run_train(*flags, '--resume', 'auto').summary()[0]['train_loss'] < 10
 
 
@@ -131,11 +132,11 @@ def test_a_second_signal_is_obeyed_at_once():
     # A test run in the background has inherited that SIGINT is ignored.
     previous = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        with StopRequest(train.HostGroup()) as stop:
+        with StopRequest(HostGroup()) as stop:
             os.kill(os.getpid(), signal.SIGINT)
             with pytest.raises(KeyboardInterrupt):
                 os.kill(os.getpid(), signal.SIGINT)
-            with pytest.raises(train.Stopped, match='SIGINT'):
+            with pytest.raises(Stopped, match='SIGINT'):
                 stop.check()
     finally:
         signal.signal(signal.SIGINT, previous)

@@ -87,7 +87,6 @@ def test_functions_are_short():
     assert [(name, lines) for name, lines in functions() if lines > 60] == []
 
 
-@pytest.mark.xfail(reason='2026-11: train.py is being cut', strict=False)
 def test_train_py_is_a_story():
     assert len((PACKAGE / 'train.py').read_text().splitlines()) <= 400
     assert [

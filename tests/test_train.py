@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 import timm
 import torch
-from conftest import SMALL, make_image_folder
+from conftest import SMALL, make_image_folder, make_run
 from safetensors.torch import load_file, save_file
 from timm.task import ClassificationEvaluator, ClassificationTask, resume_task_checkpoint
 from torch import nn
@@ -200,7 +200,7 @@ def test_accumulated_gradients_are_the_mean_over_batches():
     accelerator = train.create_train_accelerator(args)
     task = ClassificationTask(model, verbose=False)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
-    run = train.Run(args, accelerator, task, accelerator.prepare_optimizer(optimizer), batches)
+    run = make_run(args, accelerator, task, optimizer, batches)
     metrics = train.train_one_epoch(run, epoch=0)
 
     sgd = torch.optim.SGD(reference.parameters(), lr=0.5)
@@ -577,11 +577,12 @@ def test_gradients_are_clipped(run_train, mode):
 def test_resume_brings_the_optimizer_back(run_train, monkeypatch, tmp_path, image_folder):
     saved = run_train('--synermix')
     path = str(saved.folder / 'last.pth.tar')
-    state = build_run(monkeypatch, tmp_path, image_folder, '--epochs', '2', '--resume', path).optimizer.state_dict()
+    state = build_run(monkeypatch, tmp_path, image_folder, '--epochs', '2', '--resume', path)
+    state = state.trained.optimizer.state_dict()
     for i, expected in saved.checkpoint()['optimizer']['state'].items():
         assert torch.equal(state['state'][i]['momentum_buffer'], expected['momentum_buffer'])
     fresh = build_run(monkeypatch, tmp_path, image_folder, '--epochs', '2', '--resume', path, '--no-resume-opt')
-    assert not fresh.optimizer.state_dict()['state']
+    assert not fresh.trained.optimizer.state_dict()['state']
 
 
 @pytest.mark.parametrize(
@@ -606,7 +607,7 @@ def test_learning_rate_scales_with_the_batch(flags, expected):
 @pytest.mark.filterwarnings('ignore:PlateauLRScheduler is deprecated:FutureWarning')
 def test_plateau_lowers_the_loss_when_there_is_no_validation(monkeypatch, tmp_path, image_folder):
     run = build_run(monkeypatch, tmp_path, image_folder, '--sched', 'plateau', '--val-split', '')
-    assert run.scheduler.lr_scheduler.mode == 'min'
+    assert run.trained.scheduler.lr_scheduler.mode == 'min'
 
 
 def test_mixup_in_the_collate_function_ends_at_its_epoch(run_train, monkeypatch):

@@ -22,6 +22,7 @@ from timm.data import create_dataset, create_loader
 from timm.task import ClassificationEvaluator
 
 import validate
+from timm_synermix import entry
 from timm_synermix.cli.common_args import ParseKwargs
 from timm_synermix.engine import loaders as validate_build
 from timm_synermix.engine.evaluators import LabelEvaluator
@@ -38,7 +39,7 @@ def run_validate(monkeypatch, capsys, data, *flags):
     AcceleratorState._reset_state(reset_partial_state=True)
     monkeypatch.setattr(sys, 'argv', ['validate.py', '--data-dir', *map(str, [data, *flags])])
     capsys.readouterr()
-    validate.main()
+    entry.run(validate)
     text, _, results = capsys.readouterr().out.rpartition('--result\n')
     return json.loads(results), text
 

@@ -10,7 +10,7 @@ def train() -> None:
 
     config_parser, parser = create_parsers()
     parser.parse_args(config_parser.parse_known_args()[1])
-    module('train').main()
+    run(module('train'))
 
 
 def validate() -> None:
@@ -18,7 +18,17 @@ def validate() -> None:
     from timm_synermix.cli.validate_args import create_parser
 
     create_parser().parse_args()
-    module('validate').main()
+    run(module('validate'))
+
+
+def run(script: ModuleType) -> None:
+    """Call main() of a script; what a user got wrong is one line and exit code 2."""
+    from timm_synermix.cli.checks import UsageError
+
+    try:
+        script.main()
+    except UsageError as error:
+        script.parser.error(str(error))
 
 
 def module(name: str) -> ModuleType:

@@ -12,10 +12,9 @@ import logging
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from typing import Any
 
-from timm_synermix.cli.checks import usage_errors
+from timm_synermix.cli.checks import as_usage_errors
 from timm_synermix.cli.validate_args import check_args, create_folder, create_parser, parse_args
 
 if __name__ == '__main__':  # run the one module of this name, once the flags are known to be right
@@ -55,7 +54,7 @@ def main() -> None:
 
 def run(args: argparse.Namespace, given: frozenset[str]) -> None:
     """Evaluate what the flags ask for; given are the names of those that the user gave."""
-    with usage_errors(parser):  # what a user got wrong ends here, in one line, with nothing written
+    with as_usage_errors():  # what a user got wrong ends here, in one line, with nothing written
         check_args(args)
         kind, candidates = find_candidates(parser, args, given)
         if args.features_out and kind != 'single':
@@ -113,7 +112,7 @@ def try_batch_size(accelerator: Accelerator, candidate: Candidate, bulk: bool) -
     """Evaluate a candidate; None if it failed, and may do better with the smaller batches that its flags then say."""
     args = candidate.args
     try:
-        return evaluate_candidate(accelerator, candidate, nullcontext if bulk else partial(usage_errors, parser))
+        return evaluate_candidate(accelerator, candidate, nullcontext if bulk else as_usage_errors)
     except RuntimeError as error:
         retry = args.retry or (bulk and accelerator.num_processes == 1)
         smaller = decay_batch_step(args.batch_size)

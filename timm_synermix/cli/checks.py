@@ -26,9 +26,13 @@ class TrainParser(argparse.ArgumentParser):
         return timm_s if len(timm_s) == 1 else found
 
 
+class UsageError(ValueError):
+    """What a user got wrong, in one line, before anything is written."""
+
+
 @contextmanager
-def usage_errors(parser: argparse.ArgumentParser) -> Iterator[None]:
-    """Turn an error of the block, which builds a run from the user's flags, into one line and exit code 2.
+def as_usage_errors() -> Iterator[None]:
+    """Make what is wrong in the block, which builds a run from the user's flags, a UsageError.
 
     A ValueError is ours or timm's word on bad input; timm's older parts say it with an assert.
     """
@@ -38,10 +42,25 @@ def usage_errors(parser: argparse.ArgumentParser) -> Iterator[None]:
         if not str(error):
             raise
         _logger.debug('Caused by:', exc_info=True)
-        parser.error(' '.join(str(error).split()))
+        raise UsageError(' '.join(str(error).split())) from error
+
+
+@contextmanager
+def usage_errors(parser: argparse.ArgumentParser) -> Iterator[None]:
+    """Turn what is wrong in the block into one line and exit code 2."""
+    try:
+        with as_usage_errors():
+            yield
+    except UsageError as error:
+        parser.error(str(error))
 
 
 def check_amp(args: argparse.Namespace) -> None:
     """Raise ValueError for --amp of a model of another type."""
     if args.amp and args.model_dtype not in (None, 'float32'):
         raise ValueError(f'--amp needs a float32 model, got --model-dtype {args.model_dtype}')
+
+
+def replaced(args: argparse.Namespace, **values: Any) -> argparse.Namespace:
+    """A copy of arguments with other values; those that were given stay as they are."""
+    return argparse.Namespace(**{**vars(args), **values})

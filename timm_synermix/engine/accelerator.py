@@ -52,7 +52,7 @@ def create_accelerator(args: argparse.Namespace, **kwargs: Any) -> Accelerator:
 
 
 def create_train_accelerator(args: argparse.Namespace) -> Accelerator:
-    """Set up device, precision and distribution, and write them to args under timm's names.
+    """Set up device, precision and distribution.
 
     Raises:
         ValueError: The device is not there, or cannot do what the flags ask of it.
@@ -76,10 +76,6 @@ def create_train_accelerator(args: argparse.Namespace) -> Accelerator:
         )
     if accelerator.scaler is not None:
         accelerator.scaler.state_dict_key = NativeScaler.state_dict_key  # the name timm's checkpoints keep it under
-    args.device = str(accelerator.device)
-    args.distributed = accelerator.num_processes > 1
-    args.world_size, args.rank = accelerator.num_processes, accelerator.process_index
-    args.local_rank = accelerator.local_process_index
     return accelerator
 
 

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
+from functools import partial
+from importlib.metadata import version
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from timm.data import Mixup
+from timm.optim import create_optimizer_v2, optimizer_kwargs
+from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.task import (
     ClassificationTask,
     FeatureDistillationTask,
@@ -16,13 +22,23 @@ from timm.task import (
     TokenDistillationTask,
     TrainingTask,
 )
+from timm.utils import unwrap_model
 from torch import nn
 
+from timm_synermix.cli.checks import replaced
 from timm_synermix.cli.loss import criterion_kwargs
 from timm_synermix.cli.train_args import mixup_active, mixup_kwargs, synermix_task_kwargs
+from timm_synermix.data.dataset_factory import class_names
+from timm_synermix.engine.checkpoint import ResumePoint, RunSaver, experiment_name, output_folder
+from timm_synermix.engine.loaders import create_datasets, create_eval_loader, create_train_loader, run_facts
+from timm_synermix.engine.resume import resume_schedule, resume_task
+from timm_synermix.engine.run import Loaders, Place, Run, Trained
+from timm_synermix.engine.trackers import RunTrackers
+from timm_synermix.features import FeatureHook
 from timm_synermix.task.manifold_mixup import ManifoldMixup
 from timm_synermix.task.mixup import Mixer, create_mixup
 from timm_synermix.task.synermix import SynerMixTask
+from timm_synermix.utils.distributed import HostGroup
 
 _logger = logging.getLogger(__name__)
 
@@ -103,6 +119,21 @@ def _create_distillation_task(args: argparse.Namespace, model: nn.Module, common
     )
 
 
+def resolved(args: argparse.Namespace, accelerator: Accelerator) -> argparse.Namespace:
+    """The flags with what is known once there are processes: device, rank and learning rate, under timm's names."""
+    distributed = accelerator.num_processes > 1
+    args = replaced(
+        args,
+        device=str(accelerator.device),
+        distributed=distributed,
+        world_size=accelerator.num_processes,
+        rank=accelerator.process_index,
+        local_rank=accelerator.local_process_index,
+        dist_bn='' if distributed and args.sync_bn else args.dist_bn,  # whose statistics are even already
+    )
+    return replaced(args, lr=resolve_lr(args))
+
+
 def resolve_lr(args: argparse.Namespace) -> float:
     """--lr, or --lr-base scaled to the global batch as timm scales it; supplements do not count as batch."""
     if args.lr is not None:
@@ -112,3 +143,176 @@ def resolve_lr(args: argparse.Namespace) -> float:
         scale = 'sqrt' if any(name in args.opt.lower() for name in ('ada', 'lamb')) else 'linear'
     ratio = args.batch_size * args.world_size * args.grad_accum_steps / args.lr_base_size
     return args.lr_base * (ratio**0.5 if scale == 'sqrt' else ratio)
+
+
+def create_loaders(args: argparse.Namespace, data_config: dict[str, Any], group: HostGroup) -> Loaders:
+    """The loaders of both sets, which all processes must find to be the same.
+
+    Raises:
+        ValueError: The data are not fit to train.
+    """
+    dataset_train, dataset_eval = create_datasets(args, data_config['input_size'][0], args.num_classes)
+    if group.size > 1:  # the facts take a look at every label and file name
+        group.check_same(run_facts(args, dataset_train, dataset_eval))
+    create_loader = partial(create_train_loader, args, dataset_train, data_config, args.num_classes)
+    return Loaders(
+        create_loader(clean_view=args.synermix_beta != 0),
+        None if dataset_eval is None else create_eval_loader(args, dataset_eval, data_config),
+        data_config,
+        class_names(dataset_eval),
+        partial(create_loader, clean_view=False),
+    )
+
+
+def create_trained(args: argparse.Namespace, model: nn.Module, data_config: dict[str, Any]) -> Trained:
+    """The task around the model, its optimizer and, if wanted, its moving average."""
+    mixup_fn = create_mixup_fn(args, model, data_config['input_size'], args.num_classes)
+    task = create_task(args, model, mixup_fn)
+    # Parameters are named by the model; a distillation task may train a projection besides.
+    trained = task.get_trainable_module() if args.kd_model_name else model
+    optimizer = create_optimizer_v2(trained, **optimizer_kwargs(cfg=args), **args.opt_kwargs)
+    if args.model_ema:
+        ema_device = torch.device('cpu') if args.model_ema_force_cpu else None
+        task.setup_ema(decay=args.model_ema_decay, use_warmup=args.model_ema_warmup, device=ema_device)
+    return Trained(task, optimizer, model=model, mixup_fn=mixup_fn)
+
+
+def choose_eval_metric(args: argparse.Namespace, evaluator: Any, default: str) -> str:
+    """The metric that ranks checkpoints; the training loss without validation.
+
+    Args:
+        args: The flags.
+        evaluator: The task's; None without validation.
+        default: What --eval-metric is where it is not given.
+
+    Raises:
+        ValueError: The evaluator does not know it.
+    """
+    if evaluator is None:
+        return 'loss'
+    if args.eval_metric in evaluator.metric_names:
+        return args.eval_metric
+    if args.eval_metric == default:
+        return evaluator.default_metric
+    raise ValueError(f'--eval-metric must be one of {", ".join(evaluator.metric_names)}, got {args.eval_metric}')
+
+
+def start_place(
+    args: argparse.Namespace, trained: Trained, scaler: Any, loaders: Loaders, point: ResumePoint | None
+) -> tuple[argparse.Namespace, Place]:
+    """The flags, and where the run starts, with the state of a checkpoint loaded if it goes on from one.
+
+    Raises:
+        ValueError: The checkpoint is of another run, or the flags want an epoch or an interval that there is not.
+    """
+    place = Place(updates_per_epoch=-(-len(loaders.train) // args.grad_accum_steps))
+    if point is not None:
+        args = resume_task(args, trained.task, trained.optimizer, scaler, point, len(loaders.train))
+        place.start_epoch, place.start_batch = point.place
+    if args.start_epoch is not None:
+        place.start_epoch, place.start_batch = args.start_epoch, 0
+    if args.synermix and args.synermix_interval > place.updates_per_epoch:
+        message = f'--synermix-interval must be at most the {place.updates_per_epoch} updates of an epoch'
+        raise ValueError(f'{message}, got {args.synermix_interval}')
+    if point is not None and place.start_batch:
+        place.resumed_losses = point.state['ranks'][args.rank]['losses']
+    return args, place
+
+
+def create_schedule(
+    args: argparse.Namespace, trained: Trained, place: Place, point: ResumePoint | None, eval_metric: str
+) -> None:
+    """The learning rate's schedule, put where the run starts, and the epoch that the run ends before.
+
+    Raises:
+        ValueError: --stop-epoch is beyond the run.
+    """
+    lrs = [group['lr'] for group in trained.optimizer.param_groups]  # of the checkpoint
+    trained.scheduler, num_epochs = create_scheduler_v2(
+        trained.optimizer,
+        **scheduler_kwargs(args, decreasing_metric=eval_metric == 'loss'),
+        updates_per_epoch=place.updates_per_epoch,
+    )
+    if args.stop_epoch is not None and args.stop_epoch > num_epochs:
+        raise ValueError(f'--stop-epoch must be at most the {num_epochs} epochs of the run, got {args.stop_epoch}')
+    place.num_epochs, place.stop_epoch = num_epochs, args.stop_epoch or num_epochs
+    if trained.scheduler is not None and (place.start_epoch or place.start_batch):
+        num_updates = place.start_epoch * place.updates_per_epoch + -(-place.start_batch // args.grad_accum_steps)
+        kept = None if args.no_resume_opt else point
+        resume_schedule(trained.scheduler, lrs, kept, place.start_epoch, num_updates)
+
+
+def averages_count(args: argparse.Namespace, task: TrainingTask) -> bool:
+    """Whether the metrics of a run are those of the moving average: if there is one on the device."""
+    return task.has_ema() and not args.model_ema_force_cpu
+
+
+def prepare(args: argparse.Namespace, accelerator: Accelerator, trained: Trained) -> FeatureHook | None:
+    """Compile and distribute what is trained, and hook the model that is evaluated, if cohesion is wanted of it."""
+    task, hook = trained.task, None
+    if args.cohesion:  # before compile, which does not see later hooks
+        hook = FeatureHook(unwrap_model(task.get_eval_model(ema=averages_count(args, task))))
+    if args.torchcompile:
+        task.compile(backend=args.torchcompile, mode=args.torchcompile_mode)
+    task.trainable_module = accelerator.prepare_model(task.trainable_module)
+    trained.optimizer = accelerator.prepare_optimizer(trained.optimizer)
+    return hook
+
+
+def keep_files(run: Run, args_text: str, point: ResumePoint | None) -> None:
+    """Give the run a folder and trackers, in the main process: the last thing that is built, and the first written.
+
+    Raises:
+        ValueError: The folder cannot be written to, or a tracker cannot be started.
+    """
+    args, place = run.args, run.place
+    complete = place.start_epoch >= place.stop_epoch
+    if complete:
+        _logger.info(f'Nothing to do: {place.start_epoch} of {place.stop_epoch} epochs are done.')
+        if args.report and point is not None:
+            folder = os.path.dirname(point.path)
+            _logger.warning(f'No report without training: validate.py --compare {folder} --report DIR')
+    # A complete run may have ended before its last checkpoint was compared with the best.
+    in_place = bool(args.experiment) and point is not None and point.is_last and point.is_in(output_folder(args))
+    if args.rank > 0 or (complete and not in_place):
+        return
+    run.args = args = replaced(args, experiment=experiment_name(args, run.loaders.data_config['input_size'][-1]))
+    saver = run.keeper.saver = RunSaver(
+        output_folder(args),
+        args_text,
+        resume_from=point,
+        start=(place.start_epoch, place.start_batch),
+        complete=complete,
+        model=run.trained.model,
+        task=run.trained.task,
+        optimizer=run.trained.optimizer.optimizer,
+        args=args,
+        amp_scaler=run.accelerator.scaler,
+        decreasing=run.evaluation.metric == 'loss',
+        max_history=args.checkpoint_hist,
+    )
+    if not complete:
+        log_start(run)
+        run.keeper.trackers = RunTrackers(run.accelerator, args, saver.checkpoint_dir, point)
+        saver.args = run.args = replaced(args, wandb_run_id=run.keeper.trackers.wandb_run_id)
+
+
+def log_start(run: Run) -> None:
+    """Say what is about to be trained, on what and how."""
+    args, task, place = run.args, run.trained.task, run.place
+    params = sum(p.numel() for p in task.get_eval_model().parameters())
+    _logger.info(f'Model {args.model}: {params:,} parameters, {args.num_classes} classes')
+    _logger.info('Images: ' + ', '.join(f'{name} {value}' for name, value in run.loaders.data_config.items()))
+    amp = f'{args.amp_dtype} autocast' if args.amp else 'no autocast'
+    versions = ', '.join(f'{name} {version(name)}' for name in ('torch', 'timm', 'accelerate'))
+    _logger.info(f'{args.world_size} process(es) on {args.device}, {amp}, learning rate {args.lr:g}; {versions}')
+    if args.synermix:
+        sampler = getattr(run.loaders.train.batch_sampler, 'batch_sampler', None)  # a stream has none
+        extra = getattr(sampler, 'expected_supplements', float)()
+        _logger.info(
+            f'SynerMix: beta {task.beta}, {args.synermix_forward} forward, images mixed per class '
+            f'{args.synermix_num_mixed or "all"}, about {extra:.1f} extra images per batch of {args.batch_size} '
+            f'(+{100 * extra / args.batch_size:.0f} %)'
+        )
+    unit = 'epoch' if run.trained.scheduler is None or run.trained.scheduler.t_in_epochs else 'update'
+    _logger.info(f'Epochs: {place.num_epochs}, learning rate stepped per {unit}. Output: {output_folder(args)}')

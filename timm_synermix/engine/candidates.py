@@ -13,6 +13,7 @@ from typing import Any
 import timm
 from timm.utils import natural_key
 
+from timm_synermix.cli.checks import replaced
 from timm_synermix.cli.config import argument_value, read_mapping
 from timm_synermix.cli.rules import RULES, names_with
 from timm_synermix.metrics.collection import METRIC_NAMES, cohesion_metrics
@@ -80,15 +81,11 @@ def find_candidates(
     if names and args.checkpoint:
         raise ValueError(f"--model must be one model with --checkpoint, got '{args.model}'")
     if names:
-        return 'bulk', [Candidate(name, _replace(args, model=name, pretrained=True)) for name in names]
+        return 'bulk', [Candidate(name, replaced(args, model=name, pretrained=True)) for name in names]
     if args.checkpoint:
         check_weights_file('--checkpoint', args.checkpoint)
         return 'single', [_from_checkpoint(parser, args, given, os.path.basename(args.checkpoint), args.checkpoint)]
-    return 'single', [Candidate(args.model, _replace(args, pretrained=True))]
-
-
-def _replace(args: argparse.Namespace, **values: Any) -> argparse.Namespace:
-    return argparse.Namespace(**{**vars(args), **values})
+    return 'single', [Candidate(args.model, replaced(args, pretrained=True))]
 
 
 def _model_names(pattern: str) -> list[str]:
@@ -147,7 +144,7 @@ def _from_checkpoint(
     summary = os.path.join(folder, 'summary.csv')
     return Candidate(
         name,
-        _replace(args, checkpoint=path, **taken),
+        replaced(args, checkpoint=path, **taken),
         run_args,
         summary if run_args and os.path.isfile(summary) else None,
     )

@@ -61,15 +61,16 @@ def write_run_report(run: Any, reported: ReportedEpoch) -> None:
         reported.cohesion.features,
         reported.cohesion.targets,
         model=run.args.model,
-        shown=_which_epoch(reported.epoch, run.saver.best_epoch, run.eval_metric),
-        summary=run.saver.summary_path,
+        shown=_which_epoch(reported.epoch, run.keeper.saver.best_epoch, run.evaluation.metric),
+        summary=run.keeper.saver.summary_path,
         args=vars(run.args),
     )
-    folder = os.path.join(run.saver.checkpoint_dir, 'report')
-    set_epoch(run.loader_train, 0)  # whose first batch has clean views, also with --synermix-interval
-    examples = example_images(run.loader_train, run.mixup_fn, run.data_config)
+    folder = os.path.join(run.keeper.saver.checkpoint_dir, 'report')
+    loaders = run.loaders
+    set_epoch(loaders.train, 0)  # whose first batch has clean views, also with --synermix-interval
+    examples = example_images(loaders.train, run.trained.mixup_fn, loaders.data_config)
     data = _data_name(run.args, run.args.val_split)
-    path = write_report(folder, [evaluated], data=data, class_names=run.class_names, examples=examples)
+    path = write_report(folder, [evaluated], data=data, class_names=loaders.class_names, examples=examples)
     _logger.info(f'Report: {path}')
 
 

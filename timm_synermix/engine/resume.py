@@ -14,6 +14,7 @@ from timm.scheduler import PlateauLRScheduler
 from timm.task import TrainingTask, load_task_ema_checkpoint, resume_task_checkpoint
 from timm.utils import unwrap_model
 
+from timm_synermix.cli.checks import replaced
 from timm_synermix.cli.rules import RULES, flag, names_with
 from timm_synermix.engine.checkpoint import NewerFormat, ResumePoint, checkpoint_paths, output_folder
 from timm_synermix.utils.safe_load import LOAD_ERRORS, check_whole, load_errors, load_reason
@@ -69,7 +70,7 @@ def resume_task(
     scaler: Any,
     point: ResumePoint,
     num_batches: int,
-) -> None:
+) -> argparse.Namespace:
     """Load a training checkpoint, of this script or of timm's.
 
     Args:
@@ -77,6 +78,9 @@ def resume_task(
         task, optimizer, scaler: What to load it into.
         point: The checkpoint.
         num_batches: Batches of an epoch now.
+
+    Returns:
+        The flags, with what the checkpoint's optimizer has in the place of some.
 
     Raises:
         ValueError: It is of another model or, in the middle of an epoch, of other batches; or does not fit.
@@ -106,7 +110,7 @@ def resume_task(
     if kept and args.rank == 0:
         text = ', '.join(f'{flag(name)} {getattr(args, name)} (is {value})' for name, value in kept.items())
         _logger.warning(f"Without effect, the checkpoint's optimizer goes on: {text}. See --no-resume-opt.")
-    vars(args).update(kept)
+    return replaced(args, **kept)
 
 
 def _check_flags(args: argparse.Namespace, saved: dict[str, Any], point: ResumePoint) -> dict[str, Any]:

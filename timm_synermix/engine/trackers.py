@@ -47,7 +47,7 @@ class RunTrackers:
 
     Args:
         accelerator: Created with the trackers' names.
-        args: The flags; wandb_run_id is set, for the checkpoint.
+        args: The flags.
         folder: The run's folder; local trackers write there.
         resume_from: Checkpoint the run goes on from, or None; its Weights & Biases run is continued.
     """
@@ -58,6 +58,7 @@ class RunTrackers:
         self._waiting: list[tuple[int, dict[str, Tensor], float]] = []
         self._window: dict[str, Tensor] = {}  # sums of the losses since the last update
         self._images = 0
+        self.wandb_run_id: str | None = None  # for the checkpoint
         self.trackers: list[Any] = []
         if not accelerator.log_with:
             return
@@ -74,7 +75,7 @@ class RunTrackers:
         self.trackers = accelerator.trackers
         for tracker in self.trackers:
             if tracker.name == 'wandb':
-                args.wandb_run_id = tracker.run.id
+                self.wandb_run_id = tracker.run.id
                 tracker.run.define_metric('*', step_metric='update')
                 if init_kwargs['wandb'].get('mode') == 'offline' or os.environ.get('WANDB_MODE') == 'offline':
                     path = os.path.dirname(tracker.run.dir)

@@ -133,7 +133,6 @@ def _place_model(args: argparse.Namespace, model: nn.Module) -> nn.Module:
     if args.split_bn:
         model = convert_splitbn_model(model, max(args.aug_splits, 2))
     if args.distributed and args.sync_bn:
-        args.dist_bn = ''  # the statistics are even already
         model = convert_sync_batchnorm(model)
     model.to(device=args.device, dtype=getattr(torch, args.model_dtype or 'float32'))
     if args.channels_last:

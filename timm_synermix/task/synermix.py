@@ -364,3 +364,9 @@ def class_mean_loss(criterion: nn.Module | Callable, logits: Tensor, row_target:
         return criterion(logits, row_target)
     present = row_target != IGNORE_INDEX
     return criterion(logits[present], row_target[present])
+
+
+def loss_parts(task: Any, input: Tensor, target: Tensor) -> list[Callable[[], dict[str, Tensor]]]:
+    """The losses of a batch as steps of their own: a task's `parts` if it has them, or timm's one loss."""
+    parts = getattr(task, 'parts', None)
+    return [partial(task, input, target)] if parts is None else parts(input, target)

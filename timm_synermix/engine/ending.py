@@ -1,0 +1,54 @@
+"""How a run ends that does not reach its end: one line that says why and how to go on, and an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from timm_synermix.data.dataset import UnreadableImage
+from timm_synermix.engine.checkpoint import SaveError, how_to_continue
+from timm_synermix.engine.loss_guard import NonFiniteLoss
+from timm_synermix.engine.run import Run
+from timm_synermix.utils.distributed import lost_process
+from timm_synermix.utils.signals import Stopped
+
+_logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def interrupts_told(args: argparse.Namespace) -> Iterator[None]:
+    """Say how to go on after an interrupt that nothing else has taken care of."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if getattr(args, 'rank', 0) == 0:  # a run that is not built yet has no rank
+            _logger.info(f'Interrupted. {how_to_continue(args)}')
+        sys.exit(130)  # the shell's code for SIGINT
+
+
+@contextmanager
+def stops_told(run: Run) -> Iterator[None]:
+    """Say why a run has stopped, and how to go on."""
+    args = run.args
+    try:
+        with interrupts_told(args):
+            yield
+    except Stopped as stopped:
+        if args.rank == 0:
+            _logger.info(f'Interrupted. {how_to_continue(args)}')
+        run.accelerator.end_training()
+        sys.exit(128 + stopped.signum)  # 130 for SIGINT, 143 for SIGTERM
+    except (NonFiniteLoss, SaveError, UnreadableImage) as error:
+        if args.rank == 0 or not isinstance(error, NonFiniteLoss):  # which all processes raise
+            reason = str(error).splitlines()[-1].rpartition('UnreadableImage: ')[2]  # a worker's has its traceback
+            hint = '. See --lr and --max-bad-steps' if isinstance(error, NonFiniteLoss) else ''
+            _logger.error(f'Stopped: {reason}{hint}. {how_to_continue(args)}')
+        sys.exit(1)
+    except RuntimeError as error:
+        if args.world_size == 1 or not lost_process(error):
+            raise
+        _logger.error(f'Stopped: another process of the run has ended. {how_to_continue(args)}')
+        sys.exit(1)
