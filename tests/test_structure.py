@@ -82,7 +82,6 @@ def test_every_wing_says_what_it_is():
         assert ast.get_docstring(tree), path
 
 
-@pytest.mark.xfail(reason='2026-11: the long ones are being cut', strict=False)
 def test_functions_are_short():
     assert [(name, lines) for name, lines in functions() if lines > 60] == []
 

@@ -17,7 +17,7 @@ from torch import nn
 
 import train
 from timm_synermix import SynerMixTask, report
-from timm_synermix.engine import build
+from timm_synermix.engine import build, train_loader
 from timm_synermix.metrics.collection import METRIC_NAMES
 
 FILES = {
@@ -534,11 +534,12 @@ def build_run(monkeypatch, tmp_path, image_folder, *flags):
 def test_synermix_flags_reach_the_task_and_the_loader(run_train, monkeypatch):
     seen = {}
 
-    def spy(name, original):
-        monkeypatch.setattr(build, name, lambda *args, **kwargs: seen.update(kwargs) or original(*args, **kwargs))
+    def spy(module, name):
+        original = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *args, **kwargs: seen.update(kwargs) or original(*args, **kwargs))
 
-    spy('SynerMixTask', build.SynerMixTask)
-    spy('create_synermix_loader', build.create_synermix_loader)
+    spy(build, 'SynerMixTask')
+    spy(train_loader, 'create_synermix_loader')
     given = dict(beta='0.3', num_mixed='2', forward='fused', singletons='bank', supplement='clean')
     flags = [part for name, value in given.items() for part in (f'--synermix-{name.replace("_", "-")}', value)]
     run_train('--synermix', *flags, '--crop-pct', '0.7', '--interpolation', 'bilinear', '--seed', '5')

@@ -24,9 +24,10 @@ from timm.task import ClassificationEvaluator
 import validate
 from timm_synermix import entry
 from timm_synermix.cli.common_args import ParseKwargs
-from timm_synermix.engine import loaders as validate_build
+from timm_synermix.engine import loaders
 from timm_synermix.engine.evaluators import LabelEvaluator
 from timm_synermix.metrics.collection import METRIC_NAMES
+from timm_synermix.models import factory
 
 FLAGS = json.loads((Path(__file__).parent / 'data' / 'timm_validate_flags.json').read_text())
 TIMM_COLUMNS = ['model', 'top1', 'top1_err', 'top5', 'top5_err']
@@ -263,13 +264,13 @@ def test_what_a_run_says_of_its_model_and_images(run, image_folder, weights, tmp
 def test_a_run_is_evaluated_as_it_evaluated_itself(run, monkeypatch, weights, tmp_path):
     """At the image size and crop of training, where a model has others for tests."""
     seen = []
-    original = validate_build.resolve_input_data_config
+    original = factory.resolve_input_data_config
 
     def spy(*args, **kwargs):
         seen.append(kwargs['use_test_size'])
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(validate_build, 'resolve_input_data_config', spy)
+    monkeypatch.setattr(factory, 'resolve_input_data_config', spy)
     run('--checkpoint', make_run(tmp_path / 'run', weights) / 'last.pth.tar')
     run(*VIT, '--checkpoint', weights / 'plain.pth')
     assert seen == [False, True]
@@ -453,7 +454,7 @@ def test_images(run, weights, image_folder, monkeypatch):
         seen.update(kwargs)
         return create_loader(dataset, **kwargs)
 
-    monkeypatch.setattr(validate_build, 'create_loader', spy)
+    monkeypatch.setattr(loaders, 'create_loader', spy)
     flags = ['--crop-pct', '0.7', '--crop-mode', 'squash', '--crop-border-pixels', '1', '--interpolation', 'nearest']
     run(*VIT, *flags, '--mean', '0.1', '0.2', '0.3', '--std', '0.5', '--checkpoint', weights / 'plain.pth')
     expected = dict(crop_pct=0.7, crop_mode='squash', crop_border_pixels=1, interpolation='nearest', batch_size=4)

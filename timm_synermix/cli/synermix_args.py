@@ -46,6 +46,11 @@ def add_synermix_args(parser: argparse.ArgumentParser) -> None:
         choices=BATCH,
         help='second images come on top of --batch-size, or within (fixed): batches have one size, and cost no more',
     )
+    _add_cost_args(group)
+
+
+def _add_cost_args(group: argparse._ArgumentGroup) -> None:
+    """What trades the method's cost against its exactness."""
     group.add_argument(
         '--synermix-gather',
         action='store_true',

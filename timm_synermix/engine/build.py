@@ -30,10 +30,11 @@ from timm_synermix.cli.loss import criterion_kwargs
 from timm_synermix.cli.train_args import mixup_active, mixup_kwargs, synermix_task_kwargs
 from timm_synermix.data.dataset_factory import class_names
 from timm_synermix.engine.checkpoint import ResumePoint, RunSaver, experiment_name, output_folder
-from timm_synermix.engine.loaders import create_datasets, create_eval_loader, create_train_loader, run_facts
+from timm_synermix.engine.loaders import create_datasets, create_eval_loader, run_facts
 from timm_synermix.engine.resume import resume_schedule, resume_task
 from timm_synermix.engine.run import Loaders, Place, Run, Trained
 from timm_synermix.engine.trackers import RunTrackers
+from timm_synermix.engine.train_loader import create_train_loader
 from timm_synermix.features import FeatureHook
 from timm_synermix.task.manifold_mixup import ManifoldMixup
 from timm_synermix.task.mixup import Mixer, create_mixup
