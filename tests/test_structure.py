@@ -13,11 +13,11 @@ LEVELS = [
     {'functional', 'features', 'utils', 'metrics', 'cli'},
     {'task', 'data', 'models'},
     {'report'},
-    {'engine'},
+    {'engine', 'launch'},
     {'train', 'validate'},
 ]
 LEVEL = {part: level for level, parts in enumerate(LEVELS) for part in parts}
-DOORS = {'__init__', 'cifar_resnet', 'entry'}  # other names of what is inside, for users and for the shell
+DOORS = {'__init__', '__main__', 'cifar_resnet', 'entry'}  # other names of what is inside, for users and for the shell
 MODULES = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text()) for path in PACKAGE.rglob('*.py')}
 
 

@@ -8,6 +8,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from timm.data import Mixup
+from timm.loss import BinaryCrossEntropy, SoftTargetCrossEntropy
 from timm.task import ClassificationTask, resume_task_checkpoint
 from timm.utils import CheckpointSaver
 from torch import nn
@@ -510,6 +511,23 @@ def test_under_autocast(amp, in_parts):
 
 
 @pytest.mark.parametrize(
+    'criterion', [SoftTargetCrossEntropy(), BinaryCrossEntropy(target_threshold=0.2, sum_classes=True)]
+)
+def test_a_criterion_of_soft_targets_is_that_of_both_losses(criterion, fixed_draws):
+    model = create_model(norm=False)
+    x = images()
+    task = create_task(model, criterion=criterion, mixup_fn=Mixup(num_classes=CLASSES, label_smoothing=0.3))
+    result = task(x.clone(), TARGET)
+
+    def on_soft_target(logits, target):
+        return criterion(logits, 0.7 * F.one_hot(target, CLASSES) + 0.3 / CLASSES)
+
+    expected = intra_loss_by_loop(model, x[:B], fixed_draws, on_soft_target)
+    torch.testing.assert_close(result['intra_loss'], expected.detach(), atol=1e-6, rtol=1e-6)
+    assert result['loss'].item() == pytest.approx(0.1 * result['intra_loss'] + 0.9 * result['inter_loss'])
+
+
+@pytest.mark.parametrize(
     ('kwargs', 'message'),
     [
         (dict(beta=1.5), r'beta must be in \[0, 1\], got 1.5'),
@@ -517,7 +535,6 @@ def test_under_autocast(amp, in_parts):
         (dict(interval=0), 'interval must be at least 1, got 0'),
         (dict(interval=2, beta=1.0), 'interval must be 1 with beta 1, .* got 2'),
         (dict(bank=True, gather_rows=16), 'bank and gather_rows cannot be used together'),
-        (dict(criterion=nn.CrossEntropyLoss(), mixup_fn=Mixup(num_classes=5)), 'intra_criterion must be given'),
     ],
 )
 def test_bad_arguments(kwargs, message):

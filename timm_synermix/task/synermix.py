@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+from timm.data.mixup import one_hot
 from timm.loss import LabelSmoothingCrossEntropy
 from timm.task import ClassificationTask, resolve_classification_loss
 from timm.utils import unwrap_model
@@ -123,7 +124,8 @@ class SynerMixTask(ClassificationTask):
         criterion_kwargs: Arguments of `timm.loss.create_classification_loss`, when criterion is None. `soft_targets`
             defaults to whether mixup_fn is given.
         intra_criterion: Loss of the intra-class part, a mean over rows of logits `[K, num_classes]` and class indices
-            `[K]`. Default: the loss that criterion_kwargs describe, for hard targets; or criterion itself.
+            `[K]`. Default: the loss that criterion_kwargs describe, for hard targets; or criterion itself, with
+            mixup_fn on the class made a soft target, see `intra_class_criterion`.
         mixup_fn: The inter-class mixing of the augmented images, a `Mixer`: `timm.data.Mixup`, `ManifoldMixup` or your
             own. Not in the collate function, which would mix the clean views as well.
         beta: Weight of the intra-class loss, in `[0, 1]`. None: 0.1 with mixup_fn and 0.5 without, as in the examples
@@ -145,8 +147,8 @@ class SynerMixTask(ClassificationTask):
         device, dtype, verbose: As in timm.
 
     Raises:
-        ValueError: beta, num_mixed or interval is out of range, the model has no classifier, criterion and mixup_fn
-            come without intra_criterion, or bank and gather_rows together.
+        ValueError: beta, num_mixed or interval is out of range, the model has no classifier, or bank and gather_rows
+            come together.
 
     Source: SynerMix (arXiv 2403.14137), steps 2 to 4. The authors' code loops over the classes on the host and leaves
     L_intra out of the loss it logs.
@@ -177,23 +179,17 @@ class SynerMixTask(ClassificationTask):
         NUM_MIXED.check('num_mixed', num_mixed)
         check_interval(interval, beta)
         check_bank(bank, bool(gather_rows))
-        if criterion is not None and intra_criterion is None:
-            if mixup_fn is not None:
-                raise ValueError(
-                    'intra_criterion must be given with mixup_fn and a criterion, which takes soft targets.'
-                )
-            intra_criterion = criterion
         loss_kwargs = criterion_kwargs or {}
         if criterion is None:
             criterion_kwargs = {'soft_targets': mixup_fn is not None, **loss_kwargs}
         super().__init__(model, criterion, criterion_kwargs, device=device, dtype=dtype, verbose=verbose)
+        if criterion is not None and intra_criterion is None:
+            intra_criterion = intra_class_criterion(self.criterion, mixup_fn)
         if intra_criterion is None:
             intra_criterion = resolve_classification_loss(
                 None, self.device, criterion_kwargs={**loss_kwargs, 'soft_targets': False}
             )
-        if isinstance(intra_criterion, LabelSmoothingCrossEntropy):  # the same loss, but torch's can skip padding
-            intra_criterion = nn.CrossEntropyLoss(label_smoothing=intra_criterion.smoothing)
-        self.intra_criterion = intra_criterion
+        self.intra_criterion = skipping_padding(intra_criterion)
         self.trainable_module: Any = SynerMixModule(model, classifier, fused, gather_rows, mixup_fn)
         self.mixup_fn = mixup_fn
         self.beta = beta
@@ -317,20 +313,31 @@ class SynerMixTask(ClassificationTask):
 
     def _losses(self, draw: _Draw) -> dict[str, Tensor]:
         """The losses of the views that are there."""
-        intra_logits, inter_logits, features = self.trainable_module(
-            draw.clean, draw.augmented, draw.row, draw.weight, draw.bank
-        )
+        outputs = self.trainable_module(draw.clean, draw.augmented, draw.row, draw.weight, draw.bank)
+        return self._join(draw, *outputs)
+
+    def _join(
+        self,
+        draw: _Draw,
+        intra_logits: Tensor | None,
+        inter_logits: Tensor | None,
+        features: tuple[Tensor, ...],
+        criteria: tuple[Any, Any] | None = None,
+    ) -> dict[str, Tensor]:
+        """The losses of what the model made of them, by the criteria of both, or the task's."""
+        intra_criterion, inter_criterion = criteria or (self.intra_criterion, self.criterion)
         if self.bank is not None and draw.clean is not None:
             self.bank.update(features, draw.row, draw.row_target)
 
         losses: dict[str, Tensor] = {}
         if intra_logits is not None:
-            losses['intra_loss'] = class_mean_loss(self.intra_criterion, intra_logits, draw.row_target)
+            losses['intra_loss'] = class_mean_loss(intra_criterion, intra_logits, draw.row_target)
         if inter_logits is not None:
-            losses['inter_loss'] = self.criterion(inter_logits, draw.inter_target)
+            losses['inter_loss'] = inter_criterion(inter_logits, draw.inter_target)
         intra_loss, inter_loss = losses.get('intra_loss', 0.0), losses.get('inter_loss', 0.0)
+        output: Any = intra_logits if inter_logits is None else inter_logits
         return {
-            'output': intra_logits if inter_logits is None else inter_logits,
+            'output': output,
             'loss': synermix_loss(self.interval * intra_loss, inter_loss, draw.beta),
             **{name: loss.detach() for name, loss in losses.items()},
         }
@@ -347,6 +354,30 @@ class SynerMixTask(ClassificationTask):
         if self.bank is not None and self.num_mixed != 1:
             bank = self.bank.draw(row, row_target, generator)
         return row, weight, row_target, bank
+
+
+def intra_class_criterion(criterion: nn.Module | Callable, mixup_fn: Mixer | None) -> nn.Module | Callable:
+    """A recipe's own criterion as the loss of logits `[K, num_classes]` and class indices `[K]`.
+
+    Args:
+        criterion: Takes class indices without mixup_fn, soft targets with it.
+        mixup_fn: Its label_smoothing, if it has one, is that of the soft targets.
+    """
+    if mixup_fn is None:
+        return skipping_padding(criterion)
+    return partial(_on_soft_target, criterion, getattr(mixup_fn, 'label_smoothing', 0.0))
+
+
+def skipping_padding(criterion: nn.Module | Callable) -> nn.Module | Callable:
+    """A criterion of class indices, or torch's for timm's cross-entropy: the same loss, but it can skip padding."""
+    if isinstance(criterion, LabelSmoothingCrossEntropy):
+        return nn.CrossEntropyLoss(label_smoothing=criterion.smoothing)
+    return criterion
+
+
+def _on_soft_target(criterion: Callable, label_smoothing: float, logits: Tensor, target: Tensor) -> Tensor:
+    off_value = label_smoothing / logits.shape[1]
+    return criterion(logits, one_hot(target, logits.shape[1], 1.0 - label_smoothing + off_value, off_value))
 
 
 def class_mean_loss(criterion: nn.Module | Callable, logits: Tensor, row_target: Tensor) -> Tensor:

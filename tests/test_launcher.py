@@ -1,0 +1,196 @@
+"""`python -m timm_synermix SCRIPT`: scripts of timm's two shapes, unedited."""
+
+import csv
+import json
+import logging
+import sys
+
+import pytest
+import torch
+import yaml
+from conftest import ROOT, make_image_folder
+
+from timm_synermix.launch.launcher import main
+
+STANDINS = ROOT / 'tests' / 'standins'
+TASK, LOSS = 'train_task.py', 'train_loss.py'
+both = pytest.mark.parametrize('script', [TASK, LOSS])
+COHESION = {'eval_cosine_cohesion', 'eval_nc1', 'eval_silhouette'}
+
+
+@pytest.fixture(scope='module')
+def images(tmp_path_factory):
+    """3 classes of 9 training and 4 validation images each."""
+    counts = {split: dict.fromkeys('abc', n) for split, n in (('train', 9), ('validation', 4))}
+    return make_image_folder(tmp_path_factory.mktemp('launched'), counts)
+
+
+class Ran:
+    """What a run of a script left behind."""
+
+    def __init__(self, folder, out, err):
+        self.folder, self.out, self.err = folder, out, err
+
+    def rows(self):
+        with open(self.folder / 'summary.csv', newline='') as file:
+            return list(csv.DictReader(file))
+
+    def losses(self):
+        return [row['train_loss'] for row in self.rows()]
+
+    def checkpoint(self):
+        return torch.load(self.folder / 'last.pth.tar', weights_only=False)
+
+    def steps(self):
+        """The loss of every step, from the script's log lines."""
+        return [line.split('Loss: ')[1] for line in self.err.splitlines() if 'Loss: ' in line]
+
+
+@pytest.fixture
+def run(images, tmp_path, capsys, monkeypatch):
+    """Run a script, by the launcher or by itself, in this process."""
+
+    def run(script, *flags, launch=True, text=None, experiment='run'):
+        path = STANDINS / script
+        if text is not None:
+            path = tmp_path / 'copies' / script
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text)
+        common = ['--data-dir', str(images), '--num-classes', '3', '--img-size', '32']
+        if script.startswith('train'):
+            common += ['--output', str(tmp_path), '--experiment', experiment, '--log-interval', '1']
+        monkeypatch.setattr(sys, 'argv', ['-m', str(path), *common, *flags] if launch else [str(path), *common, *flags])
+        monkeypatch.setattr(logging.root, 'handlers', [])  # a script adds one
+        capsys.readouterr()
+        if launch:
+            main()
+        else:
+            namespace = {'__name__': 'train', '__file__': str(path)}
+            exec(compile(path.read_text(), str(path), 'exec'), namespace)
+            namespace['main']()
+        return Ran(tmp_path / experiment, *capsys.readouterr())
+
+    return run
+
+
+def edited(script, *changes):
+    """The text of a script with changes, pairs of old and new."""
+    text = (STANDINS / script).read_text()
+    for old, new in changes:
+        assert old in text, old
+        text = text.replace(old, new)
+    return text
+
+
+FLAGS = [
+    ("parser.add_argument('-b'", "from timm_synermix import *\nadd_synermix_args(parser)\nparser.add_argument('-b'"),
+    ('loader_train = create_loader(', 'loader_train = create_synermix_loader('),
+    ('        collate_fn=collate_fn,\n        batch_choice_seed=args.seed,\n', """
+        crop_pct=data_config['crop_pct'],
+        crop_mode=data_config['crop_mode'],
+        clean_interpolation=data_config['interpolation'],
+        **synermix_loader_kwargs(args),
+"""),
+    ('        is_training=True,\n        interpolation', '        interpolation'),
+    ('input, target = mixup_fn(input, target)', 'pass'),
+]  # fmt: skip
+SYNERMIX = 'mixup_fn=create_mixup(**mixup_args) if mixup_active else None, **synermix_task_kwargs(args)'
+BY_HAND = {
+    TASK: [*FLAGS, ('ClassificationTask(model=model', f'SynerMixTask({SYNERMIX}, model=model')],
+    LOSS: [
+        *FLAGS,
+        ('    loader_eval = create_loader', f'    synermix = SynerMixForward(bare_model, {SYNERMIX})\n'
+         '    batch_sampler = loader_train.batch_sampler\n'
+         '    loader_train = synermix.loader(loader_train)\n    loader_eval = create_loader'),
+        ('    model.to(device)\n', '    model.to(device)\n    bare_model = model\n'),
+        ('train_loss_fn = train_loss_fn', 'train_loss_fn = synermix.loss(train_loss_fn)  #'),
+        ('        if args.distributed and hasattr', '        batch_sampler.set_epoch(epoch)\n        if 0 and hasattr'),
+    ],
+}  # fmt: skip
+
+
+@both
+@pytest.mark.parametrize('flags', [[], ['--mixup', '0.8', '--drop', '0.2', '--no-prefetcher'], ['--cutmix', '1']])
+def test_losses_are_those_of_the_script_edited_by_hand(script, flags, run):
+    flags = ['--synermix', '--synermix-num-mixed', '2', '--reprob', '0.5', '--no-eval', *flags]
+    launched = run(script, *flags)
+    by_hand = run(script, *flags, launch=False, text=edited(script, *BY_HAND[script]), experiment='by_hand')
+    assert launched.steps() == by_hand.steps()
+    assert len(set(launched.steps())) == 8
+    weights, expected = launched.checkpoint()['state_dict'], by_hand.checkpoint()['state_dict']
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+
+
+@both
+def test_without_a_flag_the_script_is_what_it_was(script, run):
+    flags = ['--mixup', '0.5', '--drop', '0.1', '--model-ema', '--epochs', '1']
+    launched, alone = run(script, *flags), run(script, *flags, launch=False, experiment='alone')
+    assert launched.steps() == alone.steps()
+    assert launched.rows() == alone.rows()
+    one, other = launched.checkpoint(), alone.checkpoint()
+    assert one.keys() == other.keys()
+    for part in ('state_dict', 'state_dict_ema'):
+        assert all(torch.equal(one[part][name], other[part][name]) for name in other[part])
+
+
+@both
+def test_both_losses_and_cohesion_stand_in_summary_csv_and_in_the_log(script, run):
+    plain = run(script, launch=False, experiment='plain')
+    launched = run(script, '--synermix', '--model-ema')
+    for row in launched.rows():
+        assert {'train_intra_loss', 'train_inter_loss', *COHESION} <= row.keys()
+        mean = 0.5 * float(row['train_intra_loss']) + 0.5 * float(row['train_inter_loss'])
+        assert float(row['train_loss']) == pytest.approx(mean, rel=1e-5)
+    assert launched.err.count('Intra: ') == 8  # as many as the script's own lines
+    assert launched.err.count('Cohesion: ') == 4  # of the model, and of its average
+    state = launched.checkpoint()
+    assert state['state_dict'].keys() == state['state_dict_ema'].keys() == plain.checkpoint()['state_dict'].keys()
+    assert (
+        not COHESION
+        & run(script, '--synermix', '--no-cohesion', '--epochs', '1', experiment='without').rows()[0].keys()
+    )
+
+
+@both
+def test_cohesion_alone_changes_no_loss(script, run):
+    flags = ['--epochs', '1']
+    measured, alone = run(script, '--cohesion', *flags), run(script, *flags, launch=False, experiment='alone')
+    assert measured.steps() == alone.steps()
+    assert COHESION <= measured.rows()[0].keys()
+    assert [row['eval_top1'] for row in measured.rows()] == [row['eval_top1'] for row in alone.rows()]
+
+
+def test_flags_stand_in_help_in_a_config_and_in_args_yaml(run, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run(TASK, '--help')
+    assert stop.value.code == 0
+    assert {'--synermix-beta', '--manifold-mixup', '--no-cohesion,'} <= set(
+        capsys.readouterr().out.replace('--cohesion, ', '').replace('--no-cohesion', '--no-cohesion,').split()
+    )
+    config = tmp_path / 'config.yaml'
+    config.write_text(yaml.safe_dump(dict(synermix=True, synermix_beta=0.3, epochs=1, cohesion=False)))
+    launched = run(LOSS, '--config', str(config))
+    args = yaml.safe_load((launched.folder / 'args.yaml').read_text())
+    assert (args['synermix'], args['synermix_beta'], args['cohesion']) == (True, 0.3, False)
+    row = launched.rows()[0]
+    mean = 0.3 * float(row['train_intra_loss']) + 0.7 * float(row['train_inter_loss'])
+    assert float(row['train_loss']) == pytest.approx(mean, rel=1e-5)
+
+
+def test_validate_measures_cohesion(run):
+    checkpoint = run(TASK, '--synermix', '--epochs', '1').folder / 'last.pth.tar'
+    results = json.loads(run('validate.py', '--checkpoint', str(checkpoint), '--cohesion').out.split('--result')[1])
+    assert COHESION <= {f'eval_{name}' for name in results}
+    alone = json.loads(run('validate.py', '--checkpoint', str(checkpoint)).out.split('--result')[1])
+    assert alone.keys() == {'model', 'top1'}
+    assert alone['top1'] == results['top1']
+
+
+def refusal(run, capsys, *args, **kwargs):
+    """The one line, and that nothing was written."""
+    with pytest.raises(SystemExit) as stop:
+        run(*args, **kwargs)
+    assert stop.value.code == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if 'error' in line]
+    assert len(lines) == 1
+    return lines[0]

@@ -1,0 +1,100 @@
+"""The cohesion of a script's evaluations, measured in their own forward."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from timm.task import evaluation_sample_limit
+from torch import Tensor, nn
+
+from timm_synermix.features import FeatureHook, pool_feature
+from timm_synermix.launch.script import LaunchError
+
+_logger = logging.getLogger(__name__)
+
+
+class Evaluation:
+    """Collects the features of each pass over an evaluation loader.
+
+    Attributes:
+        metrics: The cohesion metrics of the last pass, by name.
+    """
+
+    def __init__(self) -> None:
+        self.metrics: dict[str, float] = {}
+        self.active = False  # a pass is going on
+        self.feature: Tensor | None = None  # of the batch, [N, D]
+        self._num_classes = 1
+
+    def watch(self, model: nn.Module) -> None:
+        """Let a model, and its copies, be asked for features; before it is compiled."""
+        hook = FeatureHook(model)
+        self._num_classes = max(self._num_classes, len(model.get_submodule(hook.leaf_names[0]).weight))  # type: ignore[arg-type]
+        model.synermix_hook = hook  # type: ignore[assignment]
+
+    def forward(self, module: Any, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """The answer of a watched model in evaluation mode; notes the features."""
+        if not self.active:
+            return forward(*args, **kwargs)
+        logits, feature = module.synermix_hook(args[0], model=forward)
+        if not isinstance(feature, tuple) or feature:
+            self.feature = pool_feature(feature)
+        return logits
+
+    def loader(self, loader: Any) -> EvaluationLoader:
+        """An evaluation loader whose passes are measured."""
+        return EvaluationLoader(self, loader)
+
+    def measure(self, loader: Any) -> Iterator[Any]:
+        """A pass over a loader; every process must make it.
+
+        Raises:
+            LaunchError: A batch did not reach a model of timm's create_model.
+        """
+        from timm_synermix.metrics import CohesionMeter  # slow to import
+
+        limit, seen = evaluation_sample_limit(loader), 0
+        meter = None
+        self.active = True
+        try:
+            for batch in loader:
+                self.feature = None
+                yield batch
+                feature: Tensor | None = self.feature
+                target = batch[1]
+                if feature is None or len(feature) != len(target):
+                    raise LaunchError(
+                        '--cohesion: the images of the evaluation did not reach the classifier of a model that '
+                        "timm's create_model made"
+                    )
+                if meter is None:
+                    meter = CohesionMeter(self._num_classes, feature.device)
+                count = len(target) if limit is None else max(0, min(len(target), limit - seen))
+                seen += len(target)
+                meter.update(feature[:count], target[:count])
+        finally:
+            self.active, self.feature = False, None
+        if meter is None:
+            meter = CohesionMeter(self._num_classes)
+        self.metrics = meter.compute().metrics
+        if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
+            _logger.info('Cohesion: ' + '  '.join(f'{name}: {value:.4g}' for name, value in self.metrics.items()))
+
+
+class EvaluationLoader:
+    """A loader whose passes are measured; in all else the loader itself."""
+
+    def __init__(self, evaluation: Evaluation, loader: Any) -> None:
+        self._evaluation, self._loader = evaluation, loader
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._evaluation.measure(self._loader)
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__['_loader'], name)
