@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import re
 import sys
 import tarfile
 from functools import partial
@@ -516,10 +517,13 @@ def test_a_bar_for_a_person_and_log_lines_otherwise(run_train, monkeypatch, capl
     shown = io.StringIO()
     shown.isatty = lambda: watched
     monkeypatch.setattr(sys, 'stderr', shown)
-    run_train('--synermix')
-    assert ('Train 0  33% 1/3' in shown.getvalue()) == watched
+    caplog.set_level('INFO')
+    run = run_train('--synermix')
+    assert bool(re.search(r'Train 0  33%\|#+\s*\| 1/3', shown.getvalue())) == watched
     assert ('Loss' in shown.getvalue() and 'Intra' in shown.getvalue() and 'img/s' in shown.getvalue()) == watched
     assert ('Train: 0 [   0/3 ( 33%)]  Loss: ' in caplog.text) == (not watched)
+    (left,) = re.findall(r'Train: 0 done in .*images/s  Loss: (\S+)  Intra: \S+  Inter: \S+', caplog.text)
+    assert float(left) == pytest.approx(run.summary()[0]['train_loss'], rel=5e-3)
 
 
 # Flags reach the place where they act

@@ -161,23 +161,23 @@ def train_one_epoch(run: Run, epoch: int) -> dict[str, float]:
     guard.keep_buffers()
     trained.optimizer.zero_grad()
     num_updates = -(-len(loader) // args.grad_accum_steps)
-    progress = TrainProgress(args, epoch, num_updates, first=first_batch // args.grad_accum_steps)
-    for update in epoch_updates(loader, args.grad_accum_steps, first_batch):
-        losses = [backward(run, epoch, update, batch) for batch in update]
-        if len(losses) < update.size:  # a stream that ended early
-            break
-        lr = trained.lr()
-        updates_done = epoch * place.updates_per_epoch + update.number + 1
-        if guard.accepts(epoch):
-            update_weights(run, updates_done)
-            note_losses(run, losses, updates_done, lr)
-        else:
-            trained.optimizer.zero_grad()
-        if trained.scheduler is not None:
-            trained.scheduler.step_update(num_updates=updates_done)
-        report_update(run, epoch, update, losses, lr, progress)
-        keep_update(run, epoch, update)
-    end_epoch(run, epoch, progress)
+    with TrainProgress(args, epoch, num_updates, first=first_batch // args.grad_accum_steps) as progress:
+        for update in epoch_updates(loader, args.grad_accum_steps, first_batch):
+            losses = [backward(run, epoch, update, batch) for batch in update]
+            if len(losses) < update.size:  # a stream that ended early
+                break
+            lr = trained.lr()
+            updates_done = epoch * place.updates_per_epoch + update.number + 1
+            if guard.accepts(epoch):
+                update_weights(run, updates_done)
+                note_losses(run, losses, updates_done, lr)
+            else:
+                trained.optimizer.zero_grad()
+            if trained.scheduler is not None:
+                trained.scheduler.step_update(num_updates=updates_done)
+            report_update(run, epoch, update, losses, lr, progress)
+            keep_update(run, epoch, update)
+        end_epoch(run, epoch, progress)
     return epoch_losses(run)
 
 

@@ -8,17 +8,18 @@ import math
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 _logger = logging.getLogger(__name__)
 
-_BAR = '{desc} {percentage:3.0f}% {n_fmt}/{total_fmt} [{elapsed}<{remaining}] {postfix}'
-
+_BAR = '{desc} {percentage:3.0f}%|{bar:12}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}'
 
 _TRAIN_NAMES = {'loss': 'Loss', 'intra_loss': 'Intra', 'inter_loss': 'Inter'}
 
@@ -71,7 +72,7 @@ class LossMeter:
 
 
 class TrainProgress:
-    """Progress of one training epoch: a bar for a person at a terminal, timm's log lines otherwise.
+    """Progress of one training epoch: timm's log lines, or for a person at a terminal a bar, while it is entered.
 
     Args:
         args: log_interval, rank and world_size are read.
@@ -86,14 +87,24 @@ class TrainProgress:
         self.samples = self.interval_samples = self.interval_updates = 0
         self.data_time = 0.0
         self.rate = 0.0  # images per second of the last interval that was reported
-        watched = args.rank == 0 and sys.stderr.isatty()
+        self.meter: LossMeter | None = None
         self.bar: tqdm | None = None
-        if watched:
-            self.bar = tqdm(total=updates, initial=first, desc=f'Train {epoch}', bar_format=_BAR, leave=False)
         self.bar_refreshed = 0.0
+        self._shown = ExitStack()
+
+    def __enter__(self) -> TrainProgress:
+        if self.args.rank == 0 and sys.stderr.isatty():
+            bar = tqdm(total=self.updates, initial=self.first, desc=f'Train {self.epoch}', bar_format=_BAR, leave=False)
+            self._shown.enter_context(logging_redirect_tqdm())  # lines of the log come above the bar
+            self.bar = self._shown.enter_context(bar)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._shown.close()
 
     def update(self, update: int, samples: int, data_time: float, meter: LossMeter, lr: float) -> bool:
         """Note one optimizer update. Returns whether it was reported, as every log_interval-th and the last are."""
+        self.meter = meter
         self.samples += samples * self.args.world_size
         self.interval_samples += samples * self.args.world_size
         self.interval_updates += 1
@@ -114,14 +125,14 @@ class TrainProgress:
         now = time.time()
         if now - self.bar_refreshed > 1:  # reading the losses waits for the device: once a second is enough
             self.bar_refreshed = now
-            losses = ' '.join(f'{_TRAIN_NAMES.get(name, name)} {value:.3f}' for name, value in meter.mean().items())
+            losses = ' '.join(f'{_train_name(name)} {value:#.3g}' for name, value in meter.mean().items())
             bar.set_postfix_str(f'{losses} {self.samples / (now - self.start):.0f} img/s')
 
     def _log(self, update: int, meter: LossMeter, lr: float) -> None:
         now = time.time()
         last, mean = meter.last(), meter.mean()
         rate = self.samples / (now - self.start)
-        losses = '  '.join(f'{_TRAIN_NAMES.get(name, name)}: {last[name]:#.3g} ({mean[name]:#.3g})' for name in last)
+        losses = '  '.join(f'{_train_name(name)}: {last[name]:#.3g} ({mean[name]:#.3g})' for name in last)
         interval, done = now - self.mark, update + 1 - self.first
         _logger.info(
             f'Train: {self.epoch} [{update:>4d}/{self.updates} '
@@ -132,9 +143,15 @@ class TrainProgress:
         )
 
     def close(self) -> None:
-        """End the epoch: take the bar away and leave a line of rate and time."""
-        if self.bar is not None:
-            self.bar.close()
+        """End the epoch: take the bar away and leave a line of rate, time and mean losses."""
+        self._shown.close()
         if self.args.rank == 0:
             seconds = time.time() - self.start
-            _logger.info(f'Train: {self.epoch} done in {seconds:.1f}s, {self.samples / seconds:.1f} images/s')
+            means = {} if self.meter is None else self.meter.mean()
+            losses = ''.join(f'  {_train_name(name)}: {value:#.3g}' for name, value in means.items())
+            _logger.info(f'Train: {self.epoch} done in {seconds:.1f}s, {self.samples / seconds:.1f} images/s{losses}')
+
+
+def _train_name(name: str) -> str:
+    """What a person is told for a scalar of the task."""
+    return _TRAIN_NAMES.get(name, name)

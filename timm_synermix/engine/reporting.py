@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from timm.data import Mixup
@@ -19,6 +19,7 @@ from timm_synermix.engine.loaders import set_epoch
 
 if TYPE_CHECKING:
     from timm_synermix.engine.candidates import Outcome
+    from timm_synermix.engine.run import Run
     from timm_synermix.metrics import Cohesion
 
 _logger = logging.getLogger(__name__)
@@ -51,21 +52,23 @@ def best_or_last(kept: ReportedEpoch | None, new: ReportedEpoch, best_epoch: int
     return kept if kept is not None and kept.epoch == best_epoch else new
 
 
-def write_run_report(run: Any, reported: ReportedEpoch) -> None:
+def write_run_report(run: Run, reported: ReportedEpoch) -> None:
     """A page of a run's curves, and of the features of one of its evaluations."""
     from timm_synermix.report import Evaluated, example_images, write_report  # slow to import
 
+    saver = run.keeper.saver
+    assert saver is not None  # the main process has one
     evaluated = Evaluated(
         run.args.experiment,
         reported.metrics,
         reported.cohesion.features,
         reported.cohesion.targets,
         model=run.args.model,
-        shown=_which_epoch(reported.epoch, run.keeper.saver.best_epoch, run.evaluation.metric),
-        summary=run.keeper.saver.summary_path,
+        shown=_which_epoch(reported.epoch, saver.best_epoch, run.evaluation.metric),
+        summary=saver.summary_path,
         args=vars(run.args),
     )
-    folder = os.path.join(run.keeper.saver.checkpoint_dir, 'report')
+    folder = os.path.join(saver.checkpoint_dir, 'report')
     loaders = run.loaders
     set_epoch(loaders.train, 0)  # whose first batch has clean views, also with --synermix-interval
     examples = example_images(loaders.train, run.trained.mixup_fn, loaders.data_config)

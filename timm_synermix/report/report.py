@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from timm_synermix import __version__
+import timm_synermix
 from timm_synermix.metrics.collection import cohesion_metrics
 from timm_synermix.report.classes import describe_classes, describe_confusion
 from timm_synermix.report.curves import draw_curves
@@ -54,7 +54,7 @@ def write_report(
     differing, common = arguments(evaluated)
     page = render(
         title=title,
-        version=__version__,
+        version=timm_synermix.__version__,
         result=main_result(evaluated),
         facts=facts(evaluated, data),
         num_checkpoints=len(evaluated),
