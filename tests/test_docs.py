@@ -298,6 +298,18 @@ def test_the_picture_of_the_house_has_every_part():
     assert sorted(named) == sorted(parts)
 
 
+def test_the_design_names_what_exists():
+    """Files of the package, and classes and functions in backticks."""
+    text = text_of('docs/design.md')
+    package = ''.join(map(text_of, glob('timm_synermix/**/*.py')))
+    for name in re.findall(r'`([\w/]+\.py)`', text):
+        assert (ROOT / 'timm_synermix' / name).exists() or (ROOT / name).exists(), name
+    names = re.findall(r'`(?:[A-Z]\w*\.)?([a-z]+_\w+|[A-Z][a-z]+[A-Z]\w+)`', text)
+    assert len(names) > 10
+    for name in names:
+        assert re.search(rf'\b{name}\b', package) or hasattr(torch, name), name
+
+
 def rows_of_table(text, first_cell):
     """The cells of the rows below the header that begins with a cell, without backticks."""
     (table,) = re.findall(rf'^\| {re.escape(first_cell)} \|.*\n\|[- |]+\|\n((?:\|.*\n)+)', text, re.MULTILINE)
