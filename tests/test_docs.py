@@ -294,7 +294,7 @@ def test_the_picture_of_the_house_has_every_part():
     named = [name for line in tree.splitlines() for name in re.split(r' {2,}', line.strip())[0].split(', ')]
     package = ROOT / 'timm_synermix'
     parts = [f'{path.name}/' for path in package.iterdir() if (path / '__init__.py').exists()]
-    parts += [path.name for path in package.glob('*.py') if path.name not in ('__init__.py', 'entry.py')]
+    parts += [path.name for path in package.glob('*.py') if path.stem not in ('__init__', '__main__', 'entry')]
     assert sorted(named) == sorted(parts)
 
 

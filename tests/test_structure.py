@@ -17,6 +17,7 @@ LEVELS = [
     {'train', 'validate'},
 ]
 LEVEL = {part: level for level, parts in enumerate(LEVELS) for part in parts}
+VERSION = 'timm_synermix.__version__'
 DOORS = {'__init__', '__main__', 'cifar_resnet', 'entry'}  # other names of what is inside, for users and for the shell
 MODULES = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text()) for path in PACKAGE.rglob('*.py')}
 
@@ -36,7 +37,7 @@ def imported_parts(tree):
             names = [alias.name for alias in node.names]
         else:
             continue
-        yield from (name.split('.')[1] for name in names if name.startswith('timm_synermix.'))
+        yield from (name.split('.')[1] for name in names if name.startswith('timm_synermix.') and name != VERSION)
 
 
 ARROWS = {}
