@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo bench bench-quick reproduce test test-slow test-all quality style docs clean
+.PHONY: demo bench bench-quick reproduce test test-slow test-all timm-tests test-newest quality style docs clean
 
 demo: $(INSTALLED)
 	$(BIN)/python examples/demo.py
@@ -34,6 +34,17 @@ test-slow: $(INSTALLED)
 test-all: $(INSTALLED)
 	$(PYTEST) -m ''
 
+# timm's own tests of its scripts, downloaded, with these scripts in their place.
+timm-tests: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/timm_tests.py
+
+# The newest release of everything, in an environment of its own: first what has changed in timm, then the tests.
+test-newest:
+	$(PYTHON) -m venv .venv-newest
+	.venv-newest/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager --editable '.[dev]'
+	.venv-newest/bin/python tests/newest_timm.py
+	OMP_NUM_THREADS=1 .venv-newest/bin/python -m pytest -n $(WORKERS) --dist loadfile
+
 quality: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -48,7 +59,7 @@ docs: $(INSTALLED)
 	$(BIN)/python docs/make_flags.py
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) .venv-newest build dist *.egg-info
 
 $(INSTALLED): pyproject.toml setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \

@@ -7,13 +7,14 @@ from pathlib import Path
 
 from timm_synermix.cli import train_args, validate_args
 from timm_synermix.cli.rules import RULES, Range, flag, names_with
+from timm_synermix.cli.timm_args import TIMM_VERSION
 
 PAGE = Path(__file__).with_name('flags.md')
 INTRO = """# Flags
 
 Written by `make docs` from the scripts themselves. `--help` prints the same.
 
-`train.py` and `validate.py` take every flag of timm 1.0.31's scripts, with timm's names, types and defaults, and those
+`train.py` and `validate.py` take every flag of timm VERSION's scripts, with timm's names, types and defaults, and those
 of their own that come first here. A flag may also be a line of a YAML file for `--config`: `batch_size: 64`, `synermix:
 true`, `mean: [0.5, 0.5, 0.5]`, `model_kwargs: {drop_rate: 0.1}`. What is given on the command line counts more, and
 `base: other.yaml` starts from another file. A misspelt key is an error, one that nobody knows a warning.
@@ -35,7 +36,7 @@ With `--resume` a flag may have another value than before. Most count from there
 
 def page() -> str:
     """The whole page."""
-    parts = [INTRO]
+    parts = [INTRO.replace('VERSION', TIMM_VERSION)]
     for name, parser in (('train.py', train_args.create_parsers()[1]), ('validate.py', validate_args.create_parser())):
         parts.append(f'## {name}\n')
         groups = [group for group in parser._action_groups if actions_of(group)]

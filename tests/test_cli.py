@@ -505,3 +505,11 @@ def test_the_page_of_flags_is_what_the_flags_are():
     assert page == (ROOT / 'docs' / 'flags.md').read_text(), 'make docs'
     for parser in (train.parser, create_validate_parser()):
         assert all(f'`{action.option_strings[-1]}' in page for action in parser._actions if action.option_strings[1:])
+
+
+def test_what_a_newer_timm_has_is_said_in_lines():
+    differences = runpy.run_path(str(ROOT / 'tests' / 'newest_timm.py'))['differences']
+    lines = differences({'f': {'a': '1', 'b': '', 'c': ''}}, {'f': {'a': '2', 'c': '', 'd': '3'}, 'g': {'e': ''}})
+    assert sorted(lines) == [
+        'f: a was 1 by default, and is 2', 'f: b is gone', 'f: d is new, by default 3', 'g: e is new'
+    ]  # fmt: skip

@@ -52,7 +52,13 @@ def main() -> None:
         sys.exit(130)  # the shell's code for SIGINT
 
 
-def run(args: argparse.Namespace, given: frozenset[str]) -> None:
+def validate(args: argparse.Namespace) -> Any:
+    """The row of results of one model, or a list of rows, for arguments of `parser`; none is taken from a run."""
+    outcomes = run(args, frozenset(vars(args)))
+    return outcomes[0].row if len(outcomes) == 1 else [outcome.row for outcome in outcomes]
+
+
+def run(args: argparse.Namespace, given: frozenset[str]) -> list[Outcome]:
     """Evaluate what the flags ask for; given are the names of those that the user gave."""
     with as_usage_errors():  # what a user got wrong ends here, in one line, with nothing written
         check_args(args)
@@ -74,6 +80,7 @@ def run(args: argparse.Namespace, given: frozenset[str]) -> None:
     accelerator.end_training()
     if not outcomes:
         sys.exit(1)
+    return outcomes
 
 
 def evaluate_all(accelerator: Accelerator, kind: str, candidates: list[Candidate]) -> list[Outcome]:
@@ -97,7 +104,9 @@ def evaluate_all(accelerator: Accelerator, kind: str, candidates: list[Candidate
             break
     if failed:
         _logger.error(f'{len(failed)} of {len(candidates)} could not be evaluated: {", ".join(failed)}')
-    return sorted(outcomes, key=lambda outcome: -outcome.row['top1']) if bulk else outcomes
+    if bulk:
+        outcomes.sort(key=lambda outcome: outcome.row['top1' if 'top1' in outcome.row else 'map'], reverse=True)
+    return outcomes
 
 
 def evaluate_with_retry(accelerator: Accelerator, candidate: Candidate, bulk: bool) -> Outcome:
@@ -159,9 +168,12 @@ def evaluate_candidate(
 
 def result_row(args: argparse.Namespace, metrics: dict[str, float], built: Built) -> dict[str, Any]:
     """A line of the results: timm's columns in timm's order, then the checkpoint and the loss."""
-    top1, top5 = metrics['top1'], metrics['top5']
-    row = dict(model=args.model, top1=top1, top1_err=100 - top1, top5=top5, top5_err=100 - top5)
-    row |= {name: value for name, value in metrics.items() if name not in ('loss', 'top1', 'top5')}
+    row: dict[str, Any] = dict(model=args.model)
+    for name, value in metrics.items():
+        if name != 'loss':
+            row[name] = value
+        if name in ('top1', 'top5'):
+            row[f'{name}_err'] = 100 - value
     row['param_count'] = round(built.param_count / 1e6, 2)
     row['img_size'] = built.data_config['input_size'][-1]
     row |= {name: built.data_config[name] for name in ('crop_pct', 'interpolation')}

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
-from timm_synermix.cli.rules import RULES, Rule
+from timm_synermix.cli.rules import RULES, Rule, flag
 
 _logger = logging.getLogger(__name__)
 
@@ -64,3 +64,11 @@ def check_amp(args: argparse.Namespace) -> None:
 def replaced(args: argparse.Namespace, **values: Any) -> argparse.Namespace:
     """A copy of arguments with other values; those that were given stay as they are."""
     return argparse.Namespace(**{**vars(args), **values})
+
+
+def check_fields(args: argparse.Namespace) -> None:
+    """Raise ValueError for names of fields of a data set that has none, such as a folder of images."""
+    for name in ('input_key', 'target_key', 'target_format'):
+        if getattr(args, name) and not args.dataset.lower().startswith(('hfds/', 'hfids/', 'tfds/', 'wds/')):
+            dataset = args.dataset or 'a folder of images'
+            raise ValueError(f'{flag(name)} needs --dataset hfds/, hfids/, tfds/ or wds/NAME, got {dataset}')

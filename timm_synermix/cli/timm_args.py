@@ -13,6 +13,8 @@ from timm_synermix.cli.common_args import (
     add_task_args,
 )
 
+TIMM_VERSION = '1.0.31'  # whose flags these are
+
 
 def add_timm_args(parser: argparse.ArgumentParser) -> None:
     """Add the flags of timm's train.py, but for --config and those of the recipe."""

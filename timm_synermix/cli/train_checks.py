@@ -7,7 +7,7 @@ import logging
 import os
 from typing import Any
 
-from timm_synermix.cli.checks import check_amp
+from timm_synermix.cli.checks import check_amp, check_fields
 from timm_synermix.cli.kwargs import mixup_active
 from timm_synermix.cli.loss import check_loss
 from timm_synermix.cli.rules import check_values, flag
@@ -26,6 +26,7 @@ def check_args(args: argparse.Namespace) -> None:
         raise ValueError('--naflex-loader is not supported by this script; use the one of timm')
     check_values(args)
     check_amp(args)
+    check_fields(args)
     if mixup_active(args) and args.batch_size % 2:
         raise ValueError(f'--batch-size must be even with --mixup or --cutmix, got {args.batch_size}')
     if args.resume == 'auto' and not args.experiment:

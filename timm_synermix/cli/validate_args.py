@@ -6,7 +6,7 @@ import argparse
 import importlib.util
 import os
 
-from timm_synermix.cli.checks import TrainParser, check_amp
+from timm_synermix.cli.checks import TrainParser, check_amp, check_fields
 from timm_synermix.cli.common_args import (
     add_compile_args,
     add_data_args,
@@ -150,6 +150,7 @@ def check_args(args: argparse.Namespace) -> None:
     check_amp(args)
     _check_supported(args)
     _check_files(args)
+    check_fields(args)
     if args.real_labels and args.valid_labels:
         raise ValueError('--real-labels and --valid-labels cannot be used together: real labels are of all classes')
     if args.compare and args.checkpoint:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import timm
+from timm.task import MultiLabelClassificationEvaluator
 from timm.utils import natural_key
 
 from timm_synermix.cli.checks import replaced
@@ -22,6 +23,9 @@ from timm_synermix.models.factory import check_weights_file
 _logger = logging.getLogger(__name__)
 
 _BEST = ('model_best.pth.tar', 'model_best.safetensors', 'last.pth.tar')
+
+
+_SEVERAL_LABELS = MultiLabelClassificationEvaluator.metric_names[1:]  # after the loss
 
 
 _SUFFIXES = ('.pth.tar', '.pth', '.safetensors')
@@ -185,12 +189,12 @@ class Outcome:
 def compare_table(outcomes: list[Outcome]) -> str:
     """An aligned table of accuracy and cohesion, a line per metric and a column per candidate."""
     better = {name: metric.higher_is_better for name, metric in cohesion_metrics(2, 1).items(keep_base=True)}
-    better.update(top1=True, top5=True)
+    better.update(dict.fromkeys(['top1', 'top5', *_SEVERAL_LABELS], True))
     hints = {True: 'higher is better', False: 'lower is better', None: ''}
     names = [outcome.candidate.name for outcome in outcomes]
     widths = [max(12, len(name) + 2) for name in names]
     lines = [' ' * 26 + ''.join(f'{name:>{width}}' for name, width in zip(names, widths, strict=True))]
-    for metric in [name for name in ('top1', 'top5', *METRIC_NAMES) if name in outcomes[0].row]:
+    for metric in [name for name in ('top1', 'top5', *_SEVERAL_LABELS, *METRIC_NAMES) if name in outcomes[0].row]:
         values = [outcome.row.get(metric, math.nan) for outcome in outcomes]
         cells = ''.join(f'{value:{width}.5g}' for value, width in zip(values, widths, strict=True))
         lines.append(f'{metric:26}{cells}  {hints[better[metric]]}'.rstrip())

@@ -11,11 +11,12 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from timm.data import RealLabelsImagenet
-from timm.task import ClassificationEvaluator, evaluation_sample_limit
+from timm.task import ClassificationEvaluator, MultiLabelClassificationEvaluator, evaluation_sample_limit
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassF1Score, MulticlassPrecision, MulticlassRecall
 
+from timm_synermix.cli.rules import flag
 from timm_synermix.data.dataset_factory import check_classes
 from timm_synermix.models.factory import Built
 
@@ -127,12 +128,18 @@ def create_real_labels(path: str, dataset: Any, loader: Any) -> RealLabelsImagen
 
 def build_evaluator(
     args: argparse.Namespace, dataset: Any, built: Built, loader: Any, accelerator: Accelerator
-) -> tuple[LabelEvaluator, int]:
+) -> tuple[ClassificationEvaluator, int]:
     """The evaluator with the labels of the flags, and the number of classes of the targets.
 
     Raises:
         ValueError: The labels do not fit the model or the data.
     """
+    if args.task == 'multilabel':
+        for name in ('real_labels', 'valid_labels', 'metrics_avg', 'features_out', 'report'):
+            if getattr(args, name):
+                raise ValueError(f'{flag(name)} and --task multilabel cannot be used together')
+        threshold = args.multilabel_threshold
+        return MultiLabelClassificationEvaluator(accelerator.device, threshold=threshold), built.num_classes
     valid_labels = load_valid_labels(args.valid_labels) if args.valid_labels else None
     if valid_labels and max(valid_labels) >= built.num_classes:
         raise ValueError(f'--valid-labels must be below the {built.num_classes} classes, got {max(valid_labels)}')

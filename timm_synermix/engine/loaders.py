@@ -34,6 +34,7 @@ def create_datasets(args: argparse.Namespace, in_chans: int, num_classes: int) -
         input_img_mode=args.input_img_mode or ('RGB' if in_chans == 3 else 'L'),
         input_key=args.input_key,
         target_key=args.target_key,
+        target_format=args.target_format,
         trust_remote_code=args.dataset_trust_remote_code,
         seed=args.seed,
         in_memory=args.in_memory,
@@ -61,8 +62,13 @@ def create_datasets(args: argparse.Namespace, in_chans: int, num_classes: int) -
         return train, validation
     for dataset in (train, validation):
         if dataset is not None:
-            dataset.target_transform = MultiLabelTarget(num_classes)
+            dataset.target_transform = multi_label_target(args, num_classes)
     return train, validation
+
+
+def multi_label_target(args: argparse.Namespace, num_classes: int) -> MultiLabelTarget:
+    """What makes a vector of the labels of an image, as --target-format says that they are."""
+    return MultiLabelTarget(num_classes, dense=args.target_format == 'multihot')
 
 
 def run_facts(args: argparse.Namespace, train: Any, validation: Any) -> dict[str, str]:
@@ -128,10 +134,15 @@ def build_dataset(args: argparse.Namespace) -> Any:
         input_key=args.input_key,
         input_img_mode=args.input_img_mode or ('RGB' if in_chans == 3 else 'L'),
         target_key=args.target_key,
+        target_format=args.target_format,
         trust_remote_code=args.dataset_trust_remote_code,
         seed=args.seed,
     )
-    if args.num_classes is not None and not args.valid_labels:
+    if args.task == 'multilabel':
+        if args.num_classes is None:
+            raise ValueError('--task multilabel needs --num-classes')
+        dataset.target_transform = multi_label_target(args, args.num_classes)
+    elif args.num_classes is not None and not args.valid_labels:
         check_classes(None, dataset, args.num_classes)
     return dataset
 

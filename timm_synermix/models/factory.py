@@ -186,7 +186,7 @@ def build_eval_model(create_model: Callable[..., Any], args: argparse.Namespace,
     model = model.to(device=device, dtype=getattr(torch, args.model_dtype or 'float32')).eval()
     if args.channels_last:
         model = model.to(memory_format=torch.channels_last)
-    wanted = args.cohesion or args.features_out or args.report
+    wanted = args.task != 'multilabel' and (args.cohesion or args.features_out or args.report)
     if wanted and args.torchscript:
         _logger.warning('No cohesion metrics: a model under --torchscript hides its features.')
         wanted = False
