@@ -171,7 +171,7 @@ SEVERAL = ['--task', 'multilabel', '--num-classes', '3']
         ([*SEVERAL, '--loss-pos-weight', 'inv_freq'], "--loss-pos-weight: Method 'inv_freq' computes class_weight"),
         ([*SEVERAL, '--loss-class-weight', 'no.json'], '--loss-class-weight: could not convert string to float'),
         (['--class-stats', 'no.json'], '--class-stats: [Errno 2] No such file or directory'),
-        (['--target-format', 'multihot'], '--target-format multihot needs --task multilabel'),
+        (['--dataset', 'hfds/x', '--target-format', 'multihot'], '--target-format multihot needs --task multilabel'),
         (['--task', 'multilabel'], '--task multilabel needs --num-classes'),
         ([*SEVERAL, '--kd-model-name', 'x'], '--task multilabel and --kd-model-name cannot be used together'),
     ],
@@ -480,6 +480,10 @@ def test_what_synermix_cannot_be_used_with(monkeypatch, capsys, flags):
         (['--smoothing', '2'], '--smoothing must be in [0, 1], got 2.0'),
         (['--log-interval', '0'], '--log-interval must be at least 1, got 0'),
         (['--mixup', 'nan'], '--mixup must be at least 0, got nan'),
+        (
+            ['--target-key', 'x'],
+            '--target-key needs --dataset hfds/, hfids/, tfds/ or wds/NAME, got a folder of images',
+        ),
         (['--no-such-flag'], 'unrecognized arguments: --no-such-flag'),
     ],
 )
