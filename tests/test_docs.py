@@ -51,8 +51,12 @@ CARD = text_of('docs/method.md')
 # Python
 
 
-def snippets(page):
-    return re.findall(r'```python\n(.*?)```', text_of(page), re.DOTALL)
+def snippets(page, section=''):
+    """The Python code of a page, or of a section of it, named by how its heading begins."""
+    text = text_of(page)
+    if section:
+        (text,) = re.findall(rf'^## {section}.*?(?=^## |\Z)', text, re.MULTILINE | re.DOTALL)
+    return re.findall(r'```python\n(.*?)```', text, re.DOTALL)
 
 
 @pytest.fixture
@@ -79,7 +83,7 @@ def timm_script(image_folder):
 
 @pytest.mark.parametrize('prefetcher', [True, False])
 def test_three_changes_to_timm_s_script(timm_script, prefetcher):
-    flags, loader, task, off, one_after_the_other = snippets('docs/integrate.md')[:5]
+    flags, loader, task, off, one_after_the_other = snippets('docs/integrate.md', 'A copy')
     exec(flags, timm_script)
     given = ['--synermix', '--synermix-singletons', 'keep', '--synermix-num-mixed', '2', '--synermix-off-epoch', '1']
     timm_script['args'] = args = timm_script['parser'].parse_args(given, namespace=timm_script['args'])
@@ -108,7 +112,7 @@ def test_three_changes_to_timm_s_script(timm_script, prefetcher):
 
 
 def test_without_the_flag_nothing_changes(timm_script):
-    flags, loader, task, _ = snippets('docs/integrate.md')[:4]
+    flags, loader, task, *_ = snippets('docs/integrate.md', 'A copy')
     exec(flags, timm_script)
     timm_script['args'] = timm_script['parser'].parse_args([], namespace=timm_script['args'])
     exec(loader, timm_script)
@@ -122,7 +126,7 @@ def test_bare_loop(image_folder):
         create_dataset('', root=str(image_folder), split='train'), 32, 8, num_workers=0, device=torch.device('cpu')
     )
     scope = dict(batches=[(*x.chunk(2), y) for x, y in loader])
-    for snippet in snippets('docs/integrate.md')[7:]:
+    for snippet in snippets('docs/integrate.md', 'A bare'):
         exec(snippet, scope)
     assert scope['loss'].isfinite()
     feature = scope['hook'](scope['clean'])[1]
@@ -135,7 +139,7 @@ def test_bare_loop(image_folder):
 def test_mixers():
     model = timm.create_model('test_resnet', num_classes=10)
     scope = dict(model=model, SynerMixTask=SynerMixTask, torch=torch)
-    for snippet in snippets('docs/integrate.md')[5:7]:
+    for snippet in snippets('docs/integrate.md', 'Manifold'):
         exec(snippet, scope)
         result = scope['task'](torch.randn(8, 3, 32, 32), torch.tensor([1, 1, 4, 4]))
         assert result['loss'].isfinite()
@@ -143,16 +147,25 @@ def test_mixers():
     assert soft.sum(1).tolist() == [1.0] * 4
 
 
-def test_readme_loop(image_folder):
+@pytest.mark.parametrize(('page', 'section'), [('README.md', 'Your own loop'), ('docs/integrate.md', 'A loop that')])
+def test_a_loop(image_folder, page, section):
+    """On a few small images, which the loop has as dataset."""
     model = timm.create_model('test_resnet', num_classes=100)
-    dataset = create_dataset('', root=str(image_folder), split='train')
-    (loop,) = snippets('README.md')
     scope = dict(
-        dataset=dataset, model=model, device=torch.device('cpu'), optimizer=torch.optim.SGD(model.parameters())
+        dataset=create_dataset('', root=str(image_folder), split='train'),
+        model=model,
+        num_classes=100,
+        device=torch.device('cpu'),
+        optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
     )
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    (loop,) = snippets(page, section)
     exec(loop.replace('input_size=224', 'input_size=32, num_workers=0'), scope)
-    assert scope['task'].num_batches == 1
+    task = scope['task'] if 'task' in scope else scope['synermix'].task
+    assert task.num_batches == 1
     assert all(p.grad.isfinite().all() for p in model.parameters())
+    assert before.keys() == model.state_dict().keys()
+    assert not torch.equal(before['conv1.0.weight'], model.state_dict()['conv1.0.weight'])
 
 
 def test_readme_loads_a_checkpoint(tmp_path, monkeypatch):
