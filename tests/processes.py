@@ -2,8 +2,10 @@
 
 import multiprocessing
 import os
+import runpy
 import signal
 import socket
+import sys
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -28,6 +30,12 @@ def _run(work: Callable, args: tuple, env: dict[str, str], log: str) -> None:
         os.dup2(file.fileno(), 2)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored, if the tests run in the background
     work(*args)
+
+
+def run_script(path: Path | str, *argv: object) -> None:
+    """`python path argv`, as the work of a process."""
+    sys.argv = [str(path), *map(str, argv)]
+    runpy.run_path(str(path), run_name='__main__')
 
 
 def start_ranks(work: Callable, *args: object, folder: Path, world_size: int = 2, **env: str) -> list[BaseProcess]:

@@ -4,16 +4,16 @@ import os
 import random
 import re
 import signal
-import subprocess
-import sys
 import time
+from contextlib import suppress
 
+import processes
 import pytest
 import torch
 from conftest import ROOT, TrainResult, assert_same_run, make_image_folder
+from processes import run_ranks, run_script
 from test_launch import TORCHRUN, flags, launch
 from torch import distributed as dist
-from torch import multiprocessing as mp
 
 import train
 from timm_synermix.data.dataset_factory import create_dataset
@@ -61,6 +61,7 @@ def fault_script(tmp_path):
     return tmp_path / 'fault.py'
 
 
+@pytest.mark.slow
 def test_a_rank_dies_and_another_is_stopped(image_folder, tmp_path, fault_script):
     """The launch ends within a minute and goes on; in the end nothing tells it from one that was left alone."""
     extra = [*RESUMED, '-b', '4', '--epochs', '3', '--synermix-singletons', 'bank', '-j', '1']
@@ -89,20 +90,18 @@ def test_a_rank_dies_and_another_is_stopped(image_folder, tmp_path, fault_script
 
 def start(image_folder, tmp_path, *extra):
     """train.py in a process group of its own, with its log in a file."""
-    command = [sys.executable, ROOT / 'train.py', *flags(image_folder, tmp_path), *extra]
-    with (tmp_path / 'log').open('w') as log:
-        return subprocess.Popen(
-            list(map(str, command)),
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-            env={**os.environ, 'OMP_NUM_THREADS': '1'},
-        )
+    (tmp_path / 'log').write_text('')
+    return processes.start(run_script, ROOT / 'train.py', *flags(image_folder, tmp_path), *extra, log=tmp_path / 'log')
+
+
+def exit_code(process, timeout):
+    process.join(timeout)
+    return process.exitcode  # None: it has not ended
 
 
 def wait_for(path, pattern, process, timeout=120):
     deadline = time.time() + timeout
-    while time.time() < deadline and process.poll() is None:
+    while time.time() < deadline and process.is_alive():
         if re.search(pattern, path.read_text()):
             return
         time.sleep(0.02)
@@ -114,10 +113,8 @@ def test_sigterm_to_the_process_and_all_of_its_workers(image_folder, tmp_path):
     process = start(image_folder, tmp_path, '--epochs', '10000', '-j', '2')
     try:
         wait_for(tmp_path / 'log', 'Train: 1 done', process)
-        sent = time.time()
         os.killpg(process.pid, signal.SIGTERM)
-        assert process.wait(timeout=60) == 143
-        assert time.time() - sent < 10
+        assert exit_code(process, 60) == 143
     finally:
         process.kill()
     text = (tmp_path / 'log').read_text()
@@ -133,22 +130,21 @@ def test_twenty_kills_of_a_whole_run(image_folder, tmp_path):
     extra = [*RESUMED, '--epochs', '60', '-j', '2']
     (tmp_path / 'whole').mkdir()
     process = start(image_folder, tmp_path / 'whole', *extra)
-    assert process.wait(timeout=300) == 0
+    assert exit_code(process, 300) == 0
     generator, kills = random.Random(0), 0
     for _ in range(40):
         process = start(image_folder, tmp_path, *extra)
         try:
             wait_for(tmp_path / 'log', 'Train: |Nothing to do', process)
-            process.wait(timeout=generator.random() * 1.5)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            kills += 1
-        if process.returncode == 0:
-            break
-        assert process.returncode == -signal.SIGKILL, (tmp_path / 'log').read_text()
+            if exit_code(process, generator.random() * 1.5) == 0:
+                break
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        kills += 1
+        assert exit_code(process, 60) == -signal.SIGKILL, (tmp_path / 'log').read_text()
         if kills == 20:
-            assert start(image_folder, tmp_path, *extra).wait(timeout=300) == 0
+            assert exit_code(start(image_folder, tmp_path, *extra), 300) == 0
             break
     assert kills == 20
     assert_same_run(result(tmp_path / 'run'), result(tmp_path / 'whole' / 'run'))
@@ -164,8 +160,8 @@ def test_a_signal_is_obeyed_within_ten_seconds(image_folder, tmp_path, where, si
         wait_for(tmp_path / 'log', where, process)
         time.sleep(0.5)
         sent = time.time()
-        process.send_signal(signum)
-        assert process.wait(timeout=60) == 128 + signum
+        os.kill(process.pid, signum)
+        assert exit_code(process, 60) == 128 + signum
         assert time.time() - sent < 10
     finally:
         process.kill()
@@ -175,8 +171,9 @@ def test_a_signal_is_obeyed_within_ten_seconds(image_folder, tmp_path, where, si
 # Ranks that do not belong together
 
 
-def compare_ranks(rank, port, root, results):
-    dist.init_process_group('gloo', init_method=f'tcp://127.0.0.1:{port}', rank=rank, world_size=2)
+def compare_ranks(root, results):
+    dist.init_process_group('gloo')
+    rank = dist.get_rank()
     try:
         found = []
         lr, workers = ['--lr', str(0.1 * (1 + rank))], ['-j', str(rank)]
@@ -201,10 +198,10 @@ def compare_ranks(rank, port, root, results):
         dist.destroy_process_group()
 
 
-def test_ranks_that_disagree_are_refused(tmp_path, free_port):
+def test_ranks_that_disagree_are_refused(tmp_path):
     counts = {'a': 3, 'b': 2}
     make_image_folder(tmp_path / 'data', {'train': counts, 'other': {'a': 2, 'b': 3}})
-    mp.spawn(compare_ranks, (free_port, str(tmp_path / 'data'), str(tmp_path)), nprocs=2)
+    run_ranks(compare_ranks, str(tmp_path / 'data'), str(tmp_path), folder=tmp_path)
     first, second = (torch.load(tmp_path / str(rank)) for rank in (0, 1))
     assert first == second
     same, lr, workers, data, largest, *losses = first

@@ -2,14 +2,16 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
-from pathlib import Path
+import time
 
 import pytest
 import timm
 import torch
 from conftest import ROOT, SMALL
+from processes import run_ranks, run_script, start
 from timm.data import create_dataset, create_loader, resolve_data_config
 
 from timm_synermix import FeatureHook
@@ -69,21 +71,26 @@ def cohesion_in_one_process(state_dict, image_folder):
     return meter.compute().metrics
 
 
-@pytest.mark.parametrize(
-    'extra',
-    [
-        ['--mixup', '0.5', '--model-ema', '--report'],
-        ['--grad-accum-steps', '2', '--synermix-forward', 'fused', '--synermix-gather'],
-        ['--manifold-mixup', '1', '--torchcompile', 'eager', '--synermix-batch', 'fixed', '--model-ema'],
-        ['--cutmix', '1', '--synermix-singletons', 'bank', '--torchcompile', 'eager', '--grad-accum-steps', '2'],
-    ],
-    ids=lambda extra: extra[0],
-)
-def test_two_processes_train_one_model(image_folder, tmp_path, extra):
+TRAINED = [
+    ['--mixup', '0.5', '--model-ema', '--report'],
+    ['--grad-accum-steps', '2', '--synermix-forward', 'fused', '--synermix-gather'],
+    ['--manifold-mixup', '1', '--torchcompile', 'eager', '--synermix-batch', 'fixed', '--model-ema'],
+    ['--cutmix', '1', '--synermix-singletons', 'bank', '--grad-accum-steps', '2'],
+]
+
+
+def train_two_processes(image_folder, tmp_path, extra, torchrun=False):
+    """The two are one run: they share weights, averages, metrics and files."""
     (tmp_path / 'spy.py').write_text(SPY)
-    process = launch([*TORCHRUN, tmp_path / 'spy.py', *flags(image_folder, tmp_path), *extra, '-b', '4'])
-    assert process.returncode == 0, process.stderr[-3000:]
-    assert process.stdout.count('--result') == 1
+    command = [tmp_path / 'spy.py', *flags(image_folder, tmp_path), *extra, '-b', '4']
+    if torchrun:
+        process = launch([*TORCHRUN, *command])
+        assert process.returncode == 0, process.stderr[-3000:]
+        output = process.stdout
+    else:
+        run_ranks(run_script, *command, folder=tmp_path)
+        output = ''.join(path.read_text() for path in tmp_path.glob('rank*.log'))
+    assert output.count('--result') == 1
     ranks = [torch.load(tmp_path / f'rank{rank}.pt', weights_only=False) for rank in (0, 1)]
     assert ranks[0]['steps'] == ranks[1]['steps'] == 3  # 10 images of 19 on each rank, in batches of 4
     for key in {'state_dict', 'state_dict_ema'} & ranks[0].keys():
@@ -102,6 +109,18 @@ def test_two_processes_train_one_model(image_folder, tmp_path, extra):
     assert (tmp_path / 'run' / 'report' / 'report.html').exists() == ('--report' in extra)
 
 
+@pytest.mark.parametrize('extra', TRAINED, ids=lambda extra: extra[0])
+def test_two_processes_train_one_model(image_folder, tmp_path, extra):
+    train_two_processes(image_folder, tmp_path, extra)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('extra', [TRAINED[0], [*TRAINED[3], '--torchcompile', 'eager']], ids=lambda extra: extra[0])
+def test_torchrun_trains_one_model(image_folder, tmp_path, extra):
+    train_two_processes(image_folder, tmp_path, extra, torchrun=True)
+
+
+@pytest.mark.slow
 def test_two_machines_train_one_model(image_folder, tmp_path, free_port):
     """Two launches of one process each that meet on a port, as on two hosts."""
     (tmp_path / 'spy.py').write_text(SPY)
@@ -138,6 +157,17 @@ def test_processes_that_would_train_copies_are_refused(run_train, monkeypatch, c
     assert 'start them with torchrun or accelerate launch' in message
 
 
+@pytest.mark.parametrize('kind', ['FSDP', 'DEEPSPEED', 'MEGATRON_LM'])
+def test_what_accelerate_launch_says_of_shards_is_refused(run_train, monkeypatch, capsys, tmp_path, kind):
+    monkeypatch.setenv(f'ACCELERATE_USE_{kind}', 'true')
+    with pytest.raises(SystemExit) as error:
+        run_train('--synermix')
+    assert error.value.code == 2
+    assert f"{kind} in Accelerate's configuration is not supported" in capsys.readouterr().err
+    assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.slow
 def test_sharded_models_are_refused(image_folder, tmp_path):
     config = tmp_path / 'accelerate.yaml'
     config.write_text(
@@ -151,6 +181,7 @@ def test_sharded_models_are_refused(image_folder, tmp_path):
     assert not (tmp_path / 'run').exists()
 
 
+@pytest.mark.slow
 def test_accelerate_launch_and_its_configuration(image_folder, tmp_path):
     config = tmp_path / 'accelerate.yaml'
     config.write_text(
@@ -165,20 +196,17 @@ def test_accelerate_launch_and_its_configuration(image_folder, tmp_path):
 
 def test_python_alone_and_ctrl_c(image_folder, tmp_path):
     """A person stops a run in the middle of an epoch."""
-    import signal
-    import time
-
-    command = [sys.executable, ROOT / 'train.py', *flags(image_folder, tmp_path), '--epochs', '10000']
-    with (tmp_path / 'log').open('w') as log:
-        process = subprocess.Popen(list(map(str, command)), stdout=log, stderr=log)
-        try:
-            deadline = time.time() + 120
-            while not (tmp_path / 'run' / 'last.pth.tar').exists() and time.time() < deadline:
-                time.sleep(0.2)
-            process.send_signal(signal.SIGINT)
-            assert process.wait(timeout=60) == 130
-        finally:
-            process.kill()
-    text = Path(tmp_path / 'log').read_text()
+    command = [ROOT / 'train.py', *flags(image_folder, tmp_path), '--epochs', '10000']
+    process = start(run_script, *command, log=tmp_path / 'log')
+    try:
+        deadline = time.time() + 120
+        while not (tmp_path / 'run' / 'last.pth.tar').exists() and time.time() < deadline:
+            time.sleep(0.05)
+        os.kill(process.pid, signal.SIGINT)
+        process.join(timeout=60)
+        assert process.exitcode == 130
+    finally:
+        process.kill()
+    text = (tmp_path / 'log').read_text()
     assert 'Interrupted. The last good checkpoint is ' in text
     assert 'Traceback' not in text

@@ -24,9 +24,10 @@ FAMILIES = {
     'mvitv2_tiny': ['input', 'stages.0', 'stages.2'],
     'efficientvim_m1': ['input', 'stages.0'],
 }
+LARGE = {'crossvit_tiny_240', 'tnt_s_legacy_patch16_224', 'coat_tiny', 'mvitv2_tiny'}
 
 
-@pytest.mark.parametrize('name', FAMILIES)
+@pytest.mark.parametrize('name', [pytest.param(name, marks=[pytest.mark.slow] * (name in LARGE)) for name in FAMILIES])
 def test_default_layers_of_families_are_exact(name):
     assert check_manifold_mixup(*create(name)) == FAMILIES[name]
 

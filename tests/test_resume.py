@@ -37,33 +37,53 @@ VARIANTS = {
 PLATEAU = 'ignore:PlateauLRScheduler is deprecated:FutureWarning'
 
 
+@pytest.fixture(scope='module')
+def finished():
+    return {}
+
+
+@pytest.fixture
+def never_stopped(run_train, finished):
+    """A run of these flags that was never stopped. There is one for all tests of this file."""
+
+    def get(*flags):
+        if flags not in finished:
+            finished[flags] = run_train(*flags, experiment='whole')
+        return finished[flags]
+
+    return get
+
+
+def flags_of(variant):
+    return [*VARIANTS[variant], '--epochs', '4', '--warmup-epochs', '1', '--lr', '0.01', '--recovery-interval', '1']
+
+
 @pytest.mark.filterwarnings(PLATEAU)
 @pytest.mark.parametrize('name', VARIANTS)
-def test_a_stop_between_epochs(run_train, name):
-    flags = [*VARIANTS[name], '--epochs', '4', '--warmup-epochs', '1', '--lr', '0.01']
-    whole = run_train(*flags, experiment='whole')
+def test_a_stop_between_epochs(run_train, never_stopped, name):
+    flags = flags_of(name)
     run_train(*flags, '--stop-epoch', '2', '-j', '2')
-    assert_same_run(run_train(*flags, '--resume', 'auto'), whole)
+    assert_same_run(run_train(*flags, '--resume', 'auto'), never_stopped(*flags))
 
 
 @pytest.mark.filterwarnings(PLATEAU)
 @pytest.mark.parametrize('name', VARIANTS)
-def test_a_kill_in_the_middle_of_an_epoch(run_train, stop_at, name):
+def test_a_kill_in_the_middle_of_an_epoch(run_train, never_stopped, stop_at, name):
     """The last recovery checkpoint is one update old: that update is made again."""
-    flags = [*VARIANTS[name], '--epochs', '4', '--warmup-epochs', '1', '--lr', '0.01', '--recovery-interval', '1']
-    whole = run_train(*flags, experiment='whole')
+    flags = flags_of(name)
     again = stop_at('update_weights', 8 if '--grad-accum-steps' not in flags else 4, signal.SIGKILL)
     with pytest.raises(Kill):
         run_train(*flags)
     again()
-    assert_same_run(run_train(*flags, '--resume', 'auto', '-j', '2'), whole)
+    assert_same_run(run_train(*flags, '--resume', 'auto', '-j', '2'), never_stopped(*flags))
 
 
 @pytest.mark.parametrize('signum', [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize(('where', 'n'), [('update_weights', 4), ('evaluate_model', 3), ('append_summary', 1)])
-def test_a_signal_is_followed_at_once_and_costs_nothing(run_train, stop_at, caplog, tmp_path, signum, where, n):
+def test_a_signal_is_followed_at_once_and_costs_nothing(
+    run_train, never_stopped, stop_at, caplog, tmp_path, signum, where, n
+):
     flags = ['--synermix', '--mixup', '0.5', '--model-ema', '--epochs', '3']
-    whole = run_train(*flags, experiment='whole')
     again = stop_at(where, n, signum)
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as error:
@@ -74,7 +94,7 @@ def test_a_signal_is_followed_at_once_and_costs_nothing(run_train, stop_at, capl
     assert f'Add --output {tmp_path} --experiment run --resume auto to go on' in caplog.text
     again()
     caplog.set_level('INFO')
-    assert_same_run(run_train(*flags, '--resume', 'auto'), whole)
+    assert_same_run(run_train(*flags, '--resume', 'auto'), never_stopped(*flags))
 
 
 @pytest.mark.parametrize('flags', [['--val-split', ''], ['--val-interval', '1000']])
@@ -112,20 +132,19 @@ def test_a_skipped_update_before_a_resume(run_train, stop_at, monkeypatch):
 
 
 def test_workers_change_nothing(run_train):
-    for flags in (VARIANTS['plain'], VARIANTS['synermix'], [*VARIANTS['synermix'], '--no-prefetcher']):
-        runs = [run_train(*flags, '--epochs', '2', '-j', j, experiment=f'workers{j}') for j in ('0', '1', '2')]
-        for run in runs[1:]:
-            assert_same_run(run, runs[0])
-        seed = run_train(*flags, '--epochs', '2', '--seed', '1', experiment='seed')
-        assert seed.summary()[0]['train_loss'] != runs[0].summary()[0]['train_loss']
+    cases = [(VARIANTS['plain'], '1'), (VARIANTS['synermix'], '2'), ([*VARIANTS['synermix'], '--no-prefetcher'], '1')]
+    for flags, workers in cases:
+        none, some = (run_train(*flags, '--epochs', '2', '-j', j, experiment=f'workers{j}') for j in ('0', workers))
+        assert_same_run(some, none)
+        seed = run_train(*flags, '--epochs', '1', '--seed', '1', experiment='seed')
+        assert seed.summary()[0]['train_loss'] != none.summary()[0]['train_loss']
 
 
-def test_a_file_is_resumed_in_its_folder(run_train):
+def test_a_file_is_resumed_in_its_folder(run_train, never_stopped):
     flags = ['--synermix', '--epochs', '3']
-    whole = run_train(*flags, experiment='whole')
     stopped = run_train(*flags, '--stop-epoch', '2')
     (stopped.folder / 'last.pth.tar').unlink()
-    assert_same_run(run_train(*flags, '--resume', str(stopped.folder / 'checkpoint-1.pth.tar')), whole)
+    assert_same_run(run_train(*flags, '--resume', str(stopped.folder / 'checkpoint-1.pth.tar')), never_stopped(*flags))
 
 
 def test_a_second_signal_is_obeyed_at_once():

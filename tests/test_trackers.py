@@ -62,14 +62,28 @@ def wandb_records(run):
     return history, info
 
 
-def test_wandb_offline(run_train, caplog):
-    caplog.set_level('INFO')
-    flags = ['--log-wandb', '--wandb-project', 'test', '--wandb-tags', 'a', '--log-interval', '2']
-    run = run_train('--synermix', '--epochs', '2', *flags)
+@pytest.fixture(scope='module')
+def logged():
+    return {}
+
+
+@pytest.fixture
+def wandb_run(run_train, logged, monkeypatch, caplog):
+    """A run of two epochs, the command it had, and what it logged; one for all tests of this file."""
+    if not logged:
+        caplog.set_level('INFO')
+        monkeypatch.setenv('SOME_TOKEN', 'correct-horse-battery')
+        flags = ['--log-wandb', '--wandb-project', 'test', '--wandb-tags', 'a', '--log-interval', '2']
+        logged.update(run=run_train('--synermix', '--epochs', '2', *flags), argv=sys.argv, text=caplog.text)
+    return Namespace(**logged)
+
+
+def test_wandb_offline(wandb_run):
+    run = wandb_run.run
     history, info = wandb_records(run)
     assert (info['project'], info['tags']) == ('test', ['a'])
     assert info['config']['synermix'] is True
-    assert 'wandb sync' in caplog.text
+    assert 'wandb sync' in wandb_run.text
 
     updates = [row for row in history if 'update/loss' in row]
     assert [row['update'] for row in updates] == [1, 2, 3, 4, 5, 6]  # every update, two epochs of three
@@ -95,11 +109,11 @@ def test_wandb_offline(run_train, caplog):
     assert len(list((run.folder / 'wandb').glob('offline-run-*/files/media/images/feature_map_*.png'))) == 2
 
 
-def test_a_resumed_run_goes_on_in_the_same_wandb_run(run_train):
-    first = run_train('--synermix', '--log-wandb', experiment='first')
+def test_a_resumed_run_goes_on_in_the_same_wandb_run(run_train, wandb_run):
+    first = wandb_run.run
     _, info = wandb_records(first)
     assert first.checkpoint()['args'].wandb_run_id == info['id']
-    flags = ['--epochs', '2', '--resume', str(first.folder / 'last.pth.tar')]
+    flags = ['--epochs', '2', '--resume', str(first.folder / 'checkpoint-0.pth.tar')]
     second = run_train('--synermix', '--log-wandb', *flags, experiment='second')
     history, again = wandb_records(second)
     assert again['id'] == info['id']
@@ -218,24 +232,29 @@ def test_cohesion_is_of_the_model_whose_metrics_count(run_train, monkeypatch):
     assert seen == [True]
 
 
-@pytest.mark.parametrize('flags', [['--synermix'], ['--cohesion'], []])
-def test_cohesion_compiled_is_the_same_and_can_be_had_or_not(run_train, flags):
+@pytest.mark.parametrize('flags', [['--synermix'], ['--cohesion']])
+def test_cohesion_compiled_is_the_same(run_train, flags):
     plain = run_train(*flags, experiment='plain').summary()[0]
-    assert ('eval_cdnv' in plain) == bool(flags)
     compiled = run_train(*flags, '--torchcompile', 'eager', experiment='compiled').summary()[0]
     assert compiled == pytest.approx(plain, rel=1e-5, nan_ok=True)
+    assert 'eval_cdnv' in plain
+
+
+@pytest.mark.parametrize('flags', [['--synermix'], ['--cohesion'], []])
+def test_cohesion_can_be_had_or_not(run_train, flags):
+    plain = run_train(*flags, experiment='plain').summary()[0]
+    assert ('eval_cdnv' in plain) == bool(flags)
     without = run_train(*flags, '--no-cohesion', experiment='without').summary()[0]
     assert not any('cdnv' in name for name in without)
     assert without == {name: value for name, value in plain.items() if name in without}  # nothing else changes
 
 
-def test_wandb_learns_what_the_user_passed_and_no_more(run_train, image_folder, tmp_path, monkeypatch):
+def test_wandb_learns_what_the_user_passed_and_no_more(wandb_run, image_folder):
     """No path of the script, of Python or of the home, and no value of the environment."""
-    monkeypatch.setenv('SOME_TOKEN', 'correct-horse-battery')
-    run = run_train('--synermix', '--log-wandb')
+    run = wandb_run.run
     (path,) = (run.folder / 'wandb').glob('offline-run-*/run-*.wandb')
     assert wandb_records(run)[1]['config']['data_dir'] == str(image_folder)
-    folder = re.escape(str(tmp_path))
+    folder = re.escape(str(run.folder.parent))
     for message in wandb_messages(path):
         record = Record.FromString(message)
         if record.WhichOneof('record_type') == 'artifact':  # tells `wandb sync` where the tables wait to be uploaded
@@ -243,7 +262,7 @@ def test_wandb_learns_what_the_user_passed_and_no_more(run_train, image_folder, 
                 entry.ClearField('local_path')
         text = re.sub(rf'{folder}[\w./-]*|{re.escape(str(image_folder))}', '', str(record))
         assert 'correct-horse-battery' not in text
-        for private in (sys.prefix, sys.executable, str(ROOT), os.path.expanduser('~'), sys.argv[0]):
+        for private in (sys.prefix, sys.executable, str(ROOT), os.path.expanduser('~'), wandb_run.argv[0]):
             assert private not in text or private in ('/', 'train.py'), text
     for file in (path.parent / 'files').rglob('*'):
         assert not (file.is_file() and b'correct-horse-battery' in file.read_bytes())

@@ -427,7 +427,6 @@ BAD = {
     'classes': (['--num-classes', '3'], '--num-classes must cover all 4 classes of the training set, got 3'),
     'model': (['--model', 'resnet81'], "--model must be a timm model, got 'resnet81'; did you mean"),
     'no classifier': (['--num-classes', '0'], '--model test_efficientnet has no classifier'),
-    'encoder': (['--model', 'mobilenetv5_300m_enc'], '--model mobilenetv5_300m_enc has no classifier'),
     'cuda': (['--device', 'cuda'], '--device cuda: there is no CUDA device here'),
     'float16': (['--amp'], '--amp on the CPU needs --amp-dtype bfloat16'),
     'resume': (['--resume', '/nowhere.pth.tar'], '--resume must be a checkpoint file'),
@@ -505,11 +504,6 @@ def test_ctrl_c_says_how_to_continue(run_train, tmp_path, monkeypatch, caplog, w
     assert error.value.code == 130
     advice = f'Add --output {tmp_path} --experiment run --resume auto' if when else 'nothing to continue'
     assert advice in caplog.text
-
-
-def test_wandb_offline(run_train, tmp_path):
-    run = run_train('--synermix', '--log-wandb', '--wandb-project', 'test', '--wandb-tags', 'a')
-    assert list((run.folder / 'wandb').glob('offline-run-*/run-*.wandb'))
 
 
 @pytest.mark.parametrize('watched', [True, False])

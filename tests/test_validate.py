@@ -5,7 +5,6 @@ import csv
 import json
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import yaml
 from accelerate.state import AcceleratorState
 from conftest import ROOT, make_image_folder
 from PIL import Image
+from processes import run_ranks, run_script
 from safetensors.torch import load_file, save_file
 from sklearn.metrics import precision_recall_fscore_support
 from timm.data import create_dataset, create_loader
@@ -494,17 +494,14 @@ def test_progress_is_logged(run, weights, caplog):
     assert re.findall(r'Test: \[ *(\d+)/3\]', caplog.text) == ['0', '2']
 
 
-TORCHRUN = ['-m', 'torch.distributed.run', '--nproc_per_node', '2', '--master_port', '0', '--standalone']
-
-
-def launch(*command):
-    env = {**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'}
-    process = subprocess.run(
-        [sys.executable, *map(str, command)], cwd=ROOT, env=env, capture_output=True, text=True, timeout=180
-    )
-    assert process.returncode == 0, process.stderr[-3000:]
-    assert process.stdout.count('--result') == 1
-    return json.loads(process.stdout.rpartition('--result\n')[2])
+def in_two_processes(folder, *flags):
+    """The results of validate.py in two processes, whose stdout and stderr are one file."""
+    run_ranks(run_script, ROOT / 'validate.py', *flags, folder=folder)
+    first, second = ((folder / f'rank{rank}.log').read_text() for rank in (0, 1))
+    assert first.count('--result') == 1
+    assert '--result' not in second
+    results, _ = json.JSONDecoder().raw_decode(first.rpartition('--result\n')[2])
+    return results
 
 
 def test_two_processes_give_the_numbers_of_one(run, weights, tmp_path):
@@ -514,7 +511,7 @@ def test_two_processes_give_the_numbers_of_one(run, weights, tmp_path):
     flags += ['--device', 'cpu', '-j', '0', '-b', '2', '--features-out']
     one = run(*flags, tmp_path / 'one.safetensors')
     report = ['--report', tmp_path / 'report']
-    two = launch(*TORCHRUN, ROOT / 'validate.py', *flags, tmp_path / 'two.safetensors', *report)
+    two = in_two_processes(tmp_path / 'logs', *flags, tmp_path / 'two.safetensors', *report)
     assert (tmp_path / 'report' / 'report.html').exists()
     exact = [name for name in one if name not in ('loss', *COHESION)]
     assert {name: two[name] for name in exact} == {name: one[name] for name in exact}
@@ -525,14 +522,14 @@ def test_two_processes_give_the_numbers_of_one(run, weights, tmp_path):
     torch.testing.assert_close(kept[0]['features'], kept[1]['features'])
 
 
-def test_real_labels_in_two_processes(monkeypatch, capsys, imagenet):
+def test_real_labels_in_two_processes(monkeypatch, capsys, imagenet, tmp_path):
     folder, _ = imagenet
     (folder / 'images' / 'validation' / 'n3' / 'ILSVRC2012_val_00000010.JPEG').unlink()  # an odd number
     (folder / 'real.json').write_text(json.dumps(json.loads((folder / 'real.json').read_text())[:9]))
     flags = ['--model', 'test_vit', '--num-classes', '6', '--img-size', '32', '--device', 'cpu', '-j', '0', '-b', '2']
     flags += ['--checkpoint', folder / 'weights.safetensors', '--real-labels', folder / 'real.json']
     one, _ = run_validate(monkeypatch, capsys, folder / 'images', *flags)
-    two = launch(*TORCHRUN, ROOT / 'validate.py', '--data-dir', folder / 'images', *flags)
+    two = in_two_processes(tmp_path / 'logs', '--data-dir', folder / 'images', *flags)
     assert (two['top1'], two['top5']) == (one['top1'], one['top5'])
 
 
