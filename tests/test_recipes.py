@@ -21,9 +21,9 @@ from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 
 import train
 from timm_synermix.cli.common_args import ParseKwargs
+from timm_synermix.cli.kwargs import mixup_active
 from timm_synermix.cli.recipe_args import add_recipe_args
 from timm_synermix.cli.timm_args import add_timm_args
-from timm_synermix.cli.train_args import mixup_active
 from timm_synermix.engine.build import resolve_lr
 from timm_synermix.engine.checkpoint import RunSaver
 
@@ -61,7 +61,6 @@ PUBLISHED = {
     'imagenet/mobilenetv3_large.yaml': 0.064,
     'finetune/vit_base.yaml': 2e-3,
 }
-TIMM_1_0_31 = {'stop_epoch', 'save_epochs', 'loss', 'task', 'lr_decay_fn', 'lr_stable_timescale'}
 
 # Recipes of the paper differ in the data set or the method alone, which tests hold: these six train each of both. A1 to
 # A3 differ in numbers. The others are left to make test-slow.
@@ -118,6 +117,7 @@ def test_a_recipe_is_what_its_files_say(monkeypatch, caplog, recipe):
     """All values of the files and timm's and our defaults else; nothing is unknown, and nothing warned about."""
     keys, args = keys_of(recipe), vars(parse(monkeypatch, recipe))
     expected = {action.dest: action.default for action in train.parser._actions if action.dest != 'help'}
+    expected.update(smoothing=0.1, loss='bce' if keys.get('bce_loss') else None)
     expected.update(keys)
     expected.update(config=str(HPARAMS / recipe), cohesion=keys.get('synermix', False))
     assert args == expected
@@ -129,7 +129,7 @@ def test_a_recipe_is_what_its_files_say(monkeypatch, caplog, recipe):
 def test_the_rest_of_a_recipe_is_timm_s(recipe):
     """Without our keys, timm's parser takes every key, as a flag with this value."""
     flags = json.loads((ROOT / 'tests' / 'data' / 'timm_train_flags.json').read_text())
-    known = {name.lstrip('-').replace('-', '_') for flag in flags for name in flag['names']} | TIMM_1_0_31
+    known = {name.lstrip('-').replace('-', '_') for flag in flags for name in flag['names']}
     keys = {key: value for key, value in keys_of(recipe).items() if key not in OURS}
     assert keys.keys() <= known
     parser = argparse.ArgumentParser()

@@ -104,6 +104,7 @@ def _add_run_args(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         '--eval-metric',
         type=str,
+        default='',
         help='metric that ranks checkpoints: top1, top5 or loss, of several labels map, micro_f1, macro_f1, sample_f1 '
         'or loss; default: top1, of several labels map',
     )

@@ -9,10 +9,6 @@ import yaml
 
 from timm_synermix.cli.checks import TrainParser, usage_errors
 from timm_synermix.cli.config import load_config
-from timm_synermix.cli.kwargs import mixup_active as mixup_active
-from timm_synermix.cli.kwargs import mixup_kwargs as mixup_kwargs
-from timm_synermix.cli.kwargs import synermix_loader_kwargs as synermix_loader_kwargs
-from timm_synermix.cli.kwargs import synermix_task_kwargs as synermix_task_kwargs
 from timm_synermix.cli.loss import settle_loss
 from timm_synermix.cli.recipe_args import add_recipe_args
 from timm_synermix.cli.rules import RULES, flag

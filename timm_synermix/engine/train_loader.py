@@ -9,7 +9,7 @@ import torch
 from timm.data import AugMixDataset, FastCollateMixup, create_loader
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, RandomSampler
 
-from timm_synermix.cli.train_args import mixup_active, mixup_kwargs, synermix_loader_kwargs
+from timm_synermix.cli.kwargs import mixup_active, mixup_kwargs, synermix_loader_kwargs
 from timm_synermix.data.augment_ops import mend_augmentation
 from timm_synermix.data.dataset import ReadableImages, image_mode
 from timm_synermix.data.dataset_factory import dataset_targets
