@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 from timm.data.readers.reader_image_folder import ReaderImageFolder
 from timm.models.resnet import ResNet
 
-from timm_synermix.data.dataset_factory import class_names, create_dataset, dataset_targets
+from timm_synermix.data.classes import class_names, dataset_targets
+from timm_synermix.data.dataset_factory import create_dataset
 from timm_synermix.features import find_classifier_leaves
 from timm_synermix.models import resnet_cifar as cifar_resnet
 from timm_synermix.models.factory import freeze_backbone

@@ -68,7 +68,7 @@ def replaced(args: argparse.Namespace, **values: Any) -> argparse.Namespace:
 
 def check_fields(args: argparse.Namespace) -> None:
     """Raise ValueError for names of fields of a data set that has none, such as a folder of images."""
-    for name in ('input_key', 'target_key', 'target_format'):
+    for name in ('target_key', 'target_format'):  # --input-key names the endings of images in a folder
         if getattr(args, name) and not args.dataset.lower().startswith(('hfds/', 'hfids/', 'tfds/', 'wds/')):
             dataset = args.dataset or 'a folder of images'
             raise ValueError(f'{flag(name)} needs --dataset hfds/, hfids/, tfds/ or wds/NAME, got {dataset}')

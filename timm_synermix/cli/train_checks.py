@@ -100,8 +100,6 @@ def _check_small_image_args(args: argparse.Namespace) -> None:
                 raise ValueError(f'{flag(name)} and {other} cannot be used together')
     if args.in_memory and args.dataset.lower().startswith(('wds/', 'tfds/', 'hfids/')):
         raise ValueError(f'--in-memory needs a data set that is no stream, got --dataset {args.dataset}')
-    if args.in_memory and args.dataset.lower().startswith('torch/'):
-        _logger.warning('--in-memory has no effect with --dataset %s.', args.dataset)
 
 
 def _exclude(args: argparse.Namespace, flag: str, others: dict[str, Any]) -> None:

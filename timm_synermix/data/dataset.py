@@ -37,7 +37,8 @@ class ReadableImages(Dataset):
     timm's own data set would put the next image, often of another class, in the place of one that it cannot read.
 
     Args:
-        dataset: A timm or torchvision image data set, or a Subset of one; its own transform is taken off.
+        dataset: A timm or torchvision image data set, or a Subset of one; its own transform is taken off. Images are
+            converted to its `input_img_mode`, if it has one.
         transform: Applied to every image. None for none; timm's `create_loader` sets it.
     """
 
@@ -48,6 +49,9 @@ class ReadableImages(Dataset):
         while isinstance(source, Subset):
             source = source.dataset
         source.transform = None
+        self.source = source
+        # whether an image had more bits than it was given; workers write, the main process reads
+        self.clipped = torch.zeros(len(dataset), dtype=torch.bool).share_memory_()
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -63,10 +67,22 @@ class ReadableImages(Dataset):
             UnreadableImage: It cannot be read, for whatever reason.
         """
         try:
-            return _read(self.dataset, index)
+            image, target = _read(self.dataset, index)
+            return self._convert(image, index) if isinstance(image, Image.Image) else image, target
+        except UnreadableImage:
+            raise
         except Exception as error:  # decoders raise all kinds
             reason = re.sub(r'<_io[^>]*>', 'it', _one_line(error))
             raise UnreadableImage(f'{image_name(self.dataset, index)} cannot be read: {reason}') from error
+
+    def _convert(self, image: Image.Image, index: int) -> Image.Image:
+        """The image in the mode that its data set is to give."""
+        mode = getattr(self.source, 'input_img_mode', None)
+        if mode in (None, image.mode):  # convert() would copy the image for nothing
+            return image
+        if image.mode == 'F' or (image.mode.startswith('I') and np.asarray(image).max() > 255):
+            self.clipped[index] = True
+        return image.convert(mode)
 
     def set_epoch(self, epoch: int) -> None:
         """Pass the epoch on to a data set that wants to know it."""
@@ -84,15 +100,13 @@ def _read(dataset: Any, index: int) -> tuple[Any, Any]:
     if not isinstance(dataset, ImageDataset):
         image, target, *_ = dataset[index]
         return image, target
-    # ImageDataset.__getitem__ without its rule of taking the next image
+    # ImageDataset.__getitem__ without its rule of taking the next image, and without its conversion
     image, target, *_ = dataset.reader[index]
     if dataset.load_bytes:
         image = image.read()
     else:
         image = Image.open(image)
         image.load()
-        if dataset.input_img_mode not in (None, image.mode):  # convert() would copy the image for nothing
-            image = image.convert(dataset.input_img_mode)
     if target is None:
         target = -1
     elif dataset.target_transform is not None:
@@ -108,9 +122,11 @@ def image_name(dataset: Any, index: int) -> str:
     if isinstance(dataset, ImageDataset):
         with suppress(NotImplementedError, AssertionError):  # a reader without names
             name = dataset.filename(index, absolute=True)
+    elif hasattr(dataset, 'samples'):  # torchvision's image folder
+        name = dataset.samples[index][0]
     elif hasattr(dataset, 'dataset'):  # one around another
         return image_name(dataset.dataset, index)
-    return name or f'image {index}'
+    return str(name or f'image {index}').encode(errors='backslashreplace').decode()
 
 
 class TwoViewDataset(ReadableImages):
@@ -166,6 +182,7 @@ class SampleDataset(Dataset):
         self.seed = seed
         self.targets = targets
         self.strict = strict
+        self.told_of_clipped = False
         self.epoch_size = len(dataset) if epoch_size is None else epoch_size
         # 1 + the last epoch in which an image was skipped, or for a transform, 0 for never; workers write, the main
         # process reads
@@ -288,8 +305,17 @@ def image_mode(dataset: Any) -> str | None:
     return getattr(getattr(dataset, 'reader', None), 'input_img_mode', None) or getattr(dataset, 'input_img_mode', None)
 
 
+def num_clipped(dataset: Any) -> int:
+    """How many of the images that were read have more than 8 bits a pixel, and were cut to them."""
+    count = 0
+    while dataset is not None:
+        count += int(dataset.clipped.sum()) if hasattr(dataset, 'clipped') else 0
+        dataset = getattr(dataset, 'dataset', None)
+    return count
+
+
 def warn_of_skipped(what: str, dataset: Any, epoch: int = 0, count: int | None = None) -> None:
-    """Say how many images could not be read, and which classes have none left.
+    """Say how many images could not be read, and which classes have none left; once, how many were clipped.
 
     Args:
         what: Start of the log line.
@@ -303,6 +329,13 @@ def warn_of_skipped(what: str, dataset: Any, epoch: int = 0, count: int | None =
     if count:
         read = 'read or transformed' if dataset.num_failed(epoch) else 'read'
         _logger.warning(f'{what}: skipped {count} images that cannot be {read}, others of their class took their place')
+    clipped = 0 if dataset.told_of_clipped else num_clipped(dataset)
+    if clipped:
+        dataset.told_of_clipped = True
+        _logger.warning(
+            f'{what}: {clipped} images have more than 8 bits a pixel; what is above 255 becomes white, as in timm. '
+            'Convert them first, for instance with ImageMagick: mogrify -depth 8 FILES'
+        )
     lost = ', '.join(map(str, dataset.lost_classes()))
     if lost:
         _logger.warning(f'{what}: no image of class {lost} can be read, images of other classes took their place')

@@ -23,8 +23,8 @@ from torch.utils.data import (
 )
 
 from timm_synermix.data.augment_ops import mend_augmentation
+from timm_synermix.data.classes import dataset_targets
 from timm_synermix.data.dataset import ReadableImages, TwoViewDataset, image_mode
-from timm_synermix.data.dataset_factory import dataset_targets
 from timm_synermix.data.sample_loader import SampleLoader, SamplePrefetchLoader, shield
 from timm_synermix.data.sampler import SupplementBatchSampler
 from timm_synermix.data.transforms import TensorEvalTransform, TwoViewTransform, add_small_image_augmentation

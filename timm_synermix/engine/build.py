@@ -28,7 +28,7 @@ from torch import nn
 from timm_synermix.cli.checks import replaced
 from timm_synermix.cli.kwargs import mixup_active, mixup_kwargs, synermix_task_kwargs
 from timm_synermix.cli.loss import criterion_kwargs
-from timm_synermix.data.dataset_factory import class_names
+from timm_synermix.data.classes import class_names
 from timm_synermix.engine.checkpoint import ResumePoint, RunSaver, experiment_name, output_folder
 from timm_synermix.engine.loaders import create_datasets, create_eval_loader, run_facts
 from timm_synermix.engine.resume import resume_schedule, resume_task

@@ -17,7 +17,8 @@ from torchmetrics import Metric
 from torchmetrics.classification import MulticlassF1Score, MulticlassPrecision, MulticlassRecall
 
 from timm_synermix.cli.rules import flag
-from timm_synermix.data.dataset_factory import check_classes
+from timm_synermix.data.classes import check_classes
+from timm_synermix.data.overview import log_overview
 from timm_synermix.models.factory import Built
 
 _logger = logging.getLogger(__name__)
@@ -146,6 +147,8 @@ def build_evaluator(
     num_classes = len(valid_labels) if valid_labels else built.num_classes
     if valid_labels or args.num_classes is None:
         check_classes(None, dataset, num_classes)
+    if accelerator.is_main_process:
+        log_overview('Evaluation', dataset, None if args.real_labels else num_classes)
     evaluator = LabelEvaluator(
         accelerator.device,
         num_classes,

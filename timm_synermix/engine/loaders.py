@@ -4,34 +4,41 @@ from __future__ import annotations
 
 import argparse
 import logging
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from PIL import Image
 from timm.data import MultiLabelTarget, create_loader
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from timm_synermix.cli.rules import flag, names_with
+from timm_synermix.data.classes import check_classes, class_to_idx, dataset_targets
 from timm_synermix.data.dataset import ReadableImages, SampleDataset
-from timm_synermix.data.dataset_factory import check_classes, create_dataset, dataset_targets, describe
+from timm_synermix.data.dataset_checks import check_splits
+from timm_synermix.data.dataset_factory import create_dataset, describe
+from timm_synermix.data.overview import log_overview
 from timm_synermix.data.sample_loader import shield
 
 _logger = logging.getLogger(__name__)
 
 
 def create_datasets(args: argparse.Namespace, in_chans: int, num_classes: int) -> tuple[Any, Any]:
-    """The training and the validation data set; None for no validation.
+    """The training and the validation data set, which has training's class numbers; None for no validation.
 
     Raises:
-        ValueError: The data are not there, are of one class, or of more classes than the model has.
+        ValueError: The data are not there, have no labels, are of one class, or of more classes than the model has; or
+            the model does not take the channels of the images.
     """
+    root = args.data_dir or args.data
     common = dict(
-        root=args.data_dir or args.data,
+        root=root,
         class_map=args.class_map,
         download=args.dataset_download,
-        input_img_mode=args.input_img_mode or ('RGB' if in_chans == 3 else 'L'),
+        input_img_mode=image_mode_of(args, in_chans),
         input_key=args.input_key,
         target_key=args.target_key,
         target_format=args.target_format,
@@ -39,6 +46,8 @@ def create_datasets(args: argparse.Namespace, in_chans: int, num_classes: int) -
         seed=args.seed,
         in_memory=args.in_memory,
     )
+    if args.val_split:
+        check_splits(args.dataset, root, args.train_split, args.val_split)
     train = create_dataset(
         args.dataset,
         split=args.train_split,
@@ -55,13 +64,16 @@ def create_datasets(args: argparse.Namespace, in_chans: int, num_classes: int) -
             split=args.val_split,
             batch_size=args.validation_batch_size or args.batch_size,
             num_samples=args.val_num_samples,
+            class_to_idx=class_to_idx(train),
             **common,
         )
-    if args.task != 'multilabel':
+    multilabel = args.task == 'multilabel'
+    if not multilabel:
         check_classes(train, validation, num_classes)
-        return train, validation
-    for dataset in (train, validation):
-        if dataset is not None:
+    for what, dataset in (('Training', train), ('Validation', validation)):
+        if dataset is not None and args.rank == 0:
+            log_overview(what, dataset, num_classes if dataset is train and not multilabel else None)
+        if dataset is not None and multilabel:
             dataset.target_transform = multi_label_target(args, num_classes)
     return train, validation
 
@@ -69,6 +81,26 @@ def create_datasets(args: argparse.Namespace, in_chans: int, num_classes: int) -
 def multi_label_target(args: argparse.Namespace, num_classes: int) -> MultiLabelTarget:
     """What makes a vector of the labels of an image, as --target-format says that they are."""
     return MultiLabelTarget(num_classes, dense=args.target_format == 'multihot')
+
+
+def image_mode_of(args: argparse.Namespace, in_chans: int) -> str:
+    """Pillow's mode of images for a model of so many channels.
+
+    Raises:
+        ValueError: --input-img-mode is none, has another number of channels, or must be given.
+    """
+    mode = args.input_img_mode or {1: 'L', 3: 'RGB'}.get(in_chans)
+    takes = f'the model takes {in_chans} channels (--in-chans)'
+    if mode is None:
+        hint = {2: 'LA', 4: 'RGBA or CMYK'}.get(in_chans)
+        if hint is None:
+            raise ValueError(f'--in-chans must be 1 to 4 for images, got {in_chans}')
+        raise ValueError(f'--input-img-mode must be given where {takes}: {hint}')
+    if mode not in Image.MODES:
+        raise ValueError(f'--input-img-mode must be a mode of Pillow, as L, RGB or RGBA, got {mode}')
+    if Image.getmodebands(mode) != in_chans:
+        raise ValueError(f'--input-img-mode {mode} has {Image.getmodebands(mode)} channels, but {takes}')
+    return str(mode)
 
 
 def run_facts(args: argparse.Namespace, train: Any, validation: Any) -> dict[str, str]:
@@ -116,11 +148,15 @@ def set_epoch(loader: Any, epoch: int, first_batch: int = 0) -> None:
         loader.batch_sampler.set_epoch(epoch, first_batch)
 
 
-def build_dataset(args: argparse.Namespace) -> Any:
+def build_dataset(args: argparse.Namespace, class_to_idx: Mapping[str, int] | None = None) -> Any:
     """The data set of the flags.
 
+    Args:
+        args: The flags of validate.py.
+        class_to_idx: Numbers of the classes in training, if they are known; --class-map goes before.
+
     Raises:
-        ValueError: It is not there, or has more classes than the flags say.
+        ValueError: It is not there, or has more classes than the flags say, or such that class_to_idx lacks.
     """
     in_chans = args.model_kwargs.get('in_chans') or args.in_chans or (args.input_size or [3])[0]
     dataset = create_dataset(
@@ -130,13 +166,15 @@ def build_dataset(args: argparse.Namespace) -> Any:
         download=args.dataset_download,
         load_bytes=args.tf_preprocessing,
         class_map=args.class_map,
+        class_to_idx=None if args.class_map else class_to_idx,
         num_samples=args.num_samples,
         input_key=args.input_key,
-        input_img_mode=args.input_img_mode or ('RGB' if in_chans == 3 else 'L'),
+        input_img_mode=image_mode_of(args, in_chans),
         target_key=args.target_key,
         target_format=args.target_format,
         trust_remote_code=args.dataset_trust_remote_code,
         seed=args.seed,
+        labelled=not args.real_labels,  # which have the names of the images
     )
     if args.task == 'multilabel':
         if args.num_classes is None:

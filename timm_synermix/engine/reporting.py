@@ -13,7 +13,7 @@ from timm.utils import load_checkpoint_metadata
 from torch import Tensor
 from torch.utils.data import IterableDataset, Subset
 
-from timm_synermix.data.dataset_factory import class_names
+from timm_synermix.data.classes import class_names
 from timm_synermix.data.loader import create_synermix_loader
 from timm_synermix.engine.loaders import set_epoch
 

@@ -11,8 +11,8 @@ from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, Ra
 
 from timm_synermix.cli.kwargs import mixup_active, mixup_kwargs, synermix_loader_kwargs
 from timm_synermix.data.augment_ops import mend_augmentation
+from timm_synermix.data.classes import dataset_targets
 from timm_synermix.data.dataset import ReadableImages, image_mode
-from timm_synermix.data.dataset_factory import dataset_targets
 from timm_synermix.data.loader import create_synermix_loader
 from timm_synermix.data.sample_loader import SampleLoader, SamplePrefetchLoader, shield
 from timm_synermix.data.transforms import add_small_image_augmentation

@@ -1,0 +1,81 @@
+"""What a data set holds, in one line, and what about it may be a mistake."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from timm_synermix.data.classes import class_names, dataset_targets, num_classes_of, some
+from timm_synermix.data.image_folder import FolderReader, Walk, endings_text
+
+_logger = logging.getLogger(__name__)
+
+
+def log_overview(what: str, dataset: Any, num_classes: int | None = None) -> None:
+    """Say how many images and classes a data set has, and warn of what of its folder is not used, or oddly.
+
+    Args:
+        what: Start of the lines, as 'Training'.
+        dataset: The data set; of a folder, its walk has noted what is asked for here.
+        num_classes: Number of outputs of the model, warned of if it is not that of the classes; None for no warning.
+    """
+    reader = getattr(getattr(dataset, 'dataset', dataset), 'reader', None)
+    walk = reader.walk if isinstance(reader, FolderReader) else Walk()
+    line = f'{what}: {len(dataset):,} images{_classes_text(dataset)}'
+    if walk.ignored:
+        line += f'; {walk.ignored.total():,} other files ignored ({endings_text(walk.ignored)})'
+    _logger.info(line)
+    if isinstance(reader, FolderReader):
+        for warning in _folder_warnings(reader):
+            _logger.warning(f'{what}: {warning}')
+    known = num_classes_of(dataset)
+    if None not in (known, num_classes) and known != num_classes:
+        _logger.warning(
+            f'{what}: the model has {num_classes} outputs, the images {known} classes. If they are not the first of '
+            f"the model's, see --num-classes {known} (and --class-map)."
+        )
+
+
+def _classes_text(dataset: Any) -> str:
+    """How many classes, and which are the smallest and the largest."""
+    targets, known = dataset_targets(dataset), num_classes_of(dataset)
+    if known is None or targets is None or len(targets) == 0 or targets.min() < 0:
+        return f' of {known} classes' if known else ''
+    counts = np.bincount(targets, minlength=known)
+    names = class_names(dataset)
+
+    def one(index: int) -> str:
+        return f'{counts[index]:,} of {repr(names[index]) if names and len(names) == known else f"class {index}"}'
+
+    return f' of {known} classes (smallest: {one(int(counts.argmin()))}, largest: {one(int(counts.argmax()))})'
+
+
+def _folder_warnings(reader: FolderReader) -> list[str]:
+    walk, warnings = reader.walk, []
+    Image.init()  # fills EXTENSION
+    images = sorted(set(walk.ignored) & set(Image.EXTENSION) - {'.pdf'})
+    if images:
+        key = ';'.join(sorted(reader.endings) + images)
+        warnings.append(
+            f"{endings_text({e: walk.ignored[e] for e in images})} ignored; to read them: --input-key '{key}'"
+        )
+    if walk.empty:
+        warnings.append(f'the folders {some(walk.empty)} have no images')
+    hidden = [folder for folders in walk.folders.values() for folder in folders if '/.' in '/' + folder]
+    if hidden:
+        warnings.append(f'the hidden folders {some(hidden)} are read as well, as classes; delete them if not')
+    merged = {name: folders for name, folders in walk.folders.items() if len(folders) > 1}
+    if merged:
+        name, folders = next(iter(sorted(merged.items())))
+        more = f' (and so are {some(merged.keys() - {name})})' if len(merged) > 1 else ''
+        warnings.append(f"the folders {some(folders)} are one class, '{name}'{more}: the last name counts")
+    if walk.odd:
+        warnings.append(f'left out {some(walk.odd)}: links to a folder above, or files that are none')
+    if reader.left_out:
+        warnings.append(
+            f'--class-map lacks the folders {some(reader.left_out)}: {reader.left_out.total():,} images are left out'
+        )
+    return warnings
