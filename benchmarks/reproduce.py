@@ -67,8 +67,6 @@ class Grid:
                 if slug(name) in map(slug, self.flags) or '/' in name:
                     raise ValueError(f'{path}: the files of a run are named {slug(name)}, which must be one of a kind')
                 self.flags[name] = {**self.content['train'], **flags, **setting_flags}
-                if self.flags[name].get('unmixed') and not self.flags[name].get('synermix'):
-                    raise ValueError(f'{path}: {name} must have synermix to be unmixed')
 
 
 class Driver:
@@ -158,16 +156,13 @@ class Driver:
         None if it was stopped; it has saved where it is then.
         """
         folder, config, memory = (self.path(name, seed, suffix) for suffix in ('', 'yaml', 'memory'))
-        flags = dict(self.grid.flags[name])
-        unmixed = flags.pop('unmixed', False)
-        text = f'# {json.dumps(self.setting(name))}\n{yaml.safe_dump(flags)}'
+        text = f'# {json.dumps(self.setting(name))}\n{yaml.safe_dump(self.grid.flags[name])}'
         if folder.exists() and config.exists() and config.read_text() != text:
             raise RuntimeError(f'{folder} is a run of other flags or data; remove it, or take another --output')
         config.write_text(text)
         command = [sys.executable, ROOT / 'benchmarks' / 'measured_train.py', memory, '--config', config]
         command += ['--seed', seed, '--device', self.args.device, '--output', self.folder, '--experiment', folder.name]
         command += ['--checkpoint-hist', 1, '--resume', 'auto', '--recovery-interval', 200]
-        command += ['--unmixed'] if unmixed else []
         if self.data is not None:
             num_classes = sum(path.is_dir() for path in (self.data / 'train').iterdir())
             command += ['--data-dir', self.data, '--num-classes', num_classes]

@@ -30,7 +30,6 @@ import downstream
 import naive
 import reproduce
 import tables
-from measured_train import UnmixedTask
 from measuring import Row, compare, peak_memory
 
 
@@ -233,7 +232,7 @@ def test_a_grid_in_a_tar_file_and_in_settings(grid, image_folder, tmp_path):
     with tarfile.open(archive, 'w') as file:
         file.add(image_folder, 'some/folder')
     content = yaml.safe_load(grid.read_text())
-    content['runs'] = {'mix': {'synermix': True}, 'no mix': {'synermix': True, 'unmixed': True}}
+    content['runs'] = {'mix': {'synermix': True}, 'no mix': {'synermix': True, 'synermix_mix': 'none'}}
     content['settings'] = {'beta 0.2': {'synermix_beta': 0.2}, 'beta 0.7': {'synermix_beta': 0.7}}
     grid.write_text(yaml.safe_dump(content, sort_keys=False))
     run_grid(grid, archive, '--jobs', '2')
@@ -280,16 +279,6 @@ def test_a_grid_ends_in_time(grid, image_folder):
     assert not (grid.parent / 'small' / 'long-1.json').exists()
 
 
-def test_unmixed_is_the_loss_of_each_clean_image():
-    torch.manual_seed(0)
-    model = timm.create_model('test_resnet', num_classes=6).eval()
-    input, target = torch.randn(10, 3, 32, 32), torch.tensor([4, 0, 4, 2, 4])
-    losses = UnmixedTask(model, criterion_kwargs=dict(smoothing=0.0), beta=0.3, verbose=False)(input, target)
-    expected = [torch.nn.functional.cross_entropy(model(input[part]), target) for part in (slice(5), slice(5, 10))]
-    torch.testing.assert_close(losses['intra_loss'], expected[0])
-    torch.testing.assert_close(losses['loss'], 0.3 * expected[0] + 0.7 * expected[1])
-
-
 @pytest.mark.parametrize(
     ('flags', 'message'),
     [
@@ -311,7 +300,6 @@ def test_a_grid_needs_images(grid, flags, message):
         (None, "must be a mapping with 'train' and 'runs'"),
         ({'train': {}, 'runs': {'A B': {}, 'a_b': {}}}, 'named a_b, which must be one of a kind'),
         ({'train': {}, 'runs': {'a/b': {}}}, 'named a/b, which must be one of a kind'),
-        ({'train': {}, 'runs': {'a': {'unmixed': True}}}, 'a must have synermix to be unmixed'),
         ({'train': {}, 'runs': {'a': {'lr': 1}}, 'settings': {'s': {'lr': 2}}}, 'has lr of the run and of the setting'),
     ],
 )
@@ -333,7 +321,7 @@ def test_a_class_named_train(tmp_path):
 
 @pytest.mark.parametrize('path', sorted((ROOT / 'benchmarks' / 'grids').glob('*.yaml')), ids=lambda path: path.stem)
 def test_the_grids_have_flags_of_train_py(path):
-    known = {action.dest for action in train.parser._actions} | {'unmixed'}
+    known = {action.dest for action in train.parser._actions}
     for name, flags in reproduce.Grid(path).flags.items():
         assert flags.keys() <= known, name
 

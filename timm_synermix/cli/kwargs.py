@@ -23,6 +23,7 @@ def synermix_task_kwargs(args: argparse.Namespace) -> dict[str, Any]:
     gather = args.synermix_gather and getattr(args, 'distributed', False)
     return dict(
         beta=args.synermix_beta,
+        mix=args.synermix_mix,
         num_mixed=args.synermix_num_mixed,
         fused=args.synermix_forward == 'fused',
         bank=args.synermix_singletons == 'bank',

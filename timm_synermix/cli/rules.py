@@ -5,7 +5,18 @@ from __future__ import annotations
 import argparse
 from typing import Any, Literal, NamedTuple
 
-from timm_synermix.utils.checks import BATCH, BETA, FRACTION, INTERVAL, NUM_MIXED, SINGLETONS, SUPPLEMENT, OneOf, Range
+from timm_synermix.utils.checks import (
+    BATCH,
+    BETA,
+    FRACTION,
+    INTERVAL,
+    MIX,
+    NUM_MIXED,
+    SINGLETONS,
+    SUPPLEMENT,
+    OneOf,
+    Range,
+)
 
 
 class Rule(NamedTuple):
@@ -268,8 +279,10 @@ _TIMM = {
 
 
 _OURS = {
+    'regmixup': Rule(),
     'synermix': Rule(resume='epoch'),
     'synermix_beta': Rule(BETA, needs='synermix'),
+    'synermix_mix': Rule(MIX, needs='synermix'),
     'synermix_num_mixed': Rule(NUM_MIXED, needs='synermix'),
     'synermix_singletons': Rule(SINGLETONS, resume='epoch', needs='synermix'),
     'synermix_supplement': Rule(SUPPLEMENT, resume='epoch', needs='synermix'),

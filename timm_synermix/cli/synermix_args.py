@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from timm_synermix.utils.checks import BATCH, SINGLETONS, SUPPLEMENT
+from timm_synermix.utils.checks import BATCH, MIX, SINGLETONS, SUPPLEMENT
 
 
 def add_synermix_args(parser: argparse.ArgumentParser) -> None:
@@ -19,6 +19,13 @@ def add_synermix_args(parser: argparse.ArgumentParser) -> None:
         '--synermix-beta',
         type=float,
         help="weight of the intra-class loss; default: 0.1 with a mixup, 0.5 without, as in the paper's code",
+    )
+    group.add_argument(
+        '--synermix-mix',
+        default='features',
+        choices=MIX,
+        help='what the intra-class loss is of: features mixed within classes, or each clean image as it is (none), the '
+        'control that tells what is due to the mixing',
     )
     group.add_argument(
         '--synermix-num-mixed',
@@ -96,6 +103,17 @@ def add_manifold_mixup_args(parser: argparse.ArgumentParser) -> None:
         metavar='LAYER',
         help="where: 'input', names of the model's modules, or indices into its feature_info (0 is the input); "
         'default: the input and two early stages',
+    )
+
+
+def add_regmixup_args(parser: argparse.ArgumentParser) -> None:
+    """Add the flag of RegMixup to a training script's parser."""
+    group = parser.add_argument_group('RegMixup')
+    group.add_argument(
+        '--regmixup',
+        action='store_true',
+        help='train on the unmixed images beside those of --mixup or --cutmix, by the mean of both losses: twice the '
+        'images',
     )
 
 

@@ -17,6 +17,7 @@ from timm_synermix.cli.synermix_args import (
     add_finetuning_args,
     add_look_args,
     add_manifold_mixup_args,
+    add_regmixup_args,
     add_reliability_args,
     add_small_image_args,
     add_synermix_args,
@@ -40,6 +41,7 @@ def create_parsers() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
     add_recipe_args(parser)
     add_synermix_args(parser)
     add_manifold_mixup_args(parser)
+    add_regmixup_args(parser)
     add_finetuning_args(parser)
     add_small_image_args(parser)
     add_reliability_args(parser)

@@ -11,7 +11,7 @@ from timm_synermix.cli.checks import check_amp, check_fields
 from timm_synermix.cli.kwargs import mixup_active
 from timm_synermix.cli.loss import check_loss
 from timm_synermix.cli.rules import check_values, flag
-from timm_synermix.utils.checks import BATCH_SIZE, check_bank, check_fixed, check_interval
+from timm_synermix.utils.checks import BATCH_SIZE, check_bank, check_fixed, check_interval, check_unmixed
 
 _logger = logging.getLogger(__name__)
 
@@ -42,6 +42,10 @@ def check_args(args: argparse.Namespace) -> None:
     if args.freeze and not (args.pretrained or args.pretrained_path or args.initial_checkpoint or args.resume):
         _logger.warning('--freeze without weights trains a classifier of random features: see --pretrained-path.')
     _check_small_image_args(args)
+    if args.regmixup and (not mixup_active(args) or args.mixup_mode == 'half' or args.task == 'multilabel'):
+        raise ValueError(
+            '--regmixup needs --mixup or --cutmix, one class per image, and another --mixup-mode than half'
+        )
     if args.manifold_mixup:
         _check_manifold_mixup_args(args)
     if args.synermix:
@@ -65,6 +69,11 @@ def _check_synermix_args(args: argparse.Namespace) -> None:
     check_fixed(fixed, clean, ('--synermix-batch fixed', '--synermix-supplement clean'))
     check_interval(args.synermix_interval, args.synermix_beta, ('--synermix-interval', '--synermix-beta'))
     check_bank(bank, args.synermix_gather, ('--synermix-singletons bank', '--synermix-gather'))
+    if args.kd_model_name and args.synermix_forward == 'fused':
+        raise ValueError('--kd-model-name and --synermix-forward fused cannot be used together')
+    for name in ('synermix_num_mixed', 'synermix_gather'):
+        check_unmixed(args.synermix_mix, **{flag(name): getattr(args, name)})
+    check_unmixed(args.synermix_mix, **{'--synermix-singletons bank': bank})
     if bank and args.aug_repeats:
         raise ValueError('--synermix-singletons bank and --aug-repeats cannot be used together: copies are no partners')
     if clean and args.synermix_singletons != 'supplement':
@@ -85,6 +94,7 @@ def _check_manifold_mixup_args(args: argparse.Namespace) -> None:
         '--manifold-mixup',
         {
             '--mixup or --cutmix': mixup_active(args),
+            '--kd-model-name': args.kd_model_name,
             f'--mixup-mode {args.mixup_mode}': args.mixup_mode != 'batch',
         },
     )
@@ -105,7 +115,6 @@ def _check_small_image_args(args: argparse.Namespace) -> None:
 def _exclude(args: argparse.Namespace, flag: str, others: dict[str, Any]) -> None:
     """Refuse what SynerMixTask cannot do, and others that are set."""
     excluded = {
-        '--kd-model-name': args.kd_model_name,
         '--jsd-loss': args.loss == 'jsd',
         '--aug-splits': args.aug_splits,
         '--split-bn': args.split_bn,

@@ -37,7 +37,7 @@ from timm_synermix.engine.trackers import RunTrackers
 from timm_synermix.engine.train_loader import create_train_loader
 from timm_synermix.features import FeatureHook
 from timm_synermix.task.manifold_mixup import ManifoldMixup
-from timm_synermix.task.mixup import Mixer, create_mixup
+from timm_synermix.task.mixup import Mixer, RegMixup, create_mixup
 from timm_synermix.task.synermix import SynerMixTask
 from timm_synermix.utils.distributed import HostGroup
 
@@ -71,6 +71,8 @@ def create_mixup_fn(
     if not mixup_active(args):
         return None
     kwargs = mixup_kwargs(args, num_classes)
+    if args.regmixup:
+        return RegMixup(create_mixup(**kwargs))
     if args.synermix:
         return create_mixup(**kwargs)
     return Mixup(**kwargs) if args.no_prefetcher else None
@@ -87,7 +89,8 @@ def create_task(args: argparse.Namespace, model: nn.Module, mixup_fn: Mixer | No
     if args.synermix:
         if args.synermix_gather and not args.distributed:
             _logger.warning('--synermix-gather has no effect in one process.')
-        return SynerMixTask(model, mixup_fn=mixup_fn, **synermix_task_kwargs(args), **common)
+        inter_task = _create_distillation_task(args, model, dict(common)) if args.kd_model_name else None
+        return SynerMixTask(model, mixup_fn=mixup_fn, inter_task=inter_task, **synermix_task_kwargs(args), **common)
     if args.manifold_mixup:  # its L_inter alone: hidden layers are mixed in the task
         return SynerMixTask(model, mixup_fn=mixup_fn, beta=0.0, **common)
     if args.kd_model_name:
@@ -170,7 +173,7 @@ def create_trained(args: argparse.Namespace, model: nn.Module, data_config: dict
     mixup_fn = create_mixup_fn(args, model, data_config['input_size'], args.num_classes)
     task = create_task(args, model, mixup_fn)
     # Parameters are named by the model; a distillation task may train a projection besides.
-    trained = task.get_trainable_module() if args.kd_model_name else model
+    trained = getattr(task.trainable_module, 'trainable', task.trainable_module) if args.kd_model_name else model
     optimizer = create_optimizer_v2(trained, **optimizer_kwargs(cfg=args), **args.opt_kwargs)
     if args.model_ema:
         ema_device = torch.device('cpu') if args.model_ema_force_cpu else None

@@ -110,7 +110,7 @@ def _two_view_loader(args: argparse.Namespace, dataset: Any, data_config: dict[s
 
 
 def _timm_loader(args: argparse.Namespace, dataset: Any, data_config: dict[str, Any], num_classes: int) -> Any:
-    mix_in_collate = mixup_active(args) and not args.no_prefetcher
+    mix_in_collate = mixup_active(args) and not args.no_prefetcher and not args.regmixup
     return create_loader(
         dataset,
         is_training=True,

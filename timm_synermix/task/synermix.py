@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from timm.data.mixup import one_hot
 from timm.loss import LabelSmoothingCrossEntropy
-from timm.task import ClassificationTask, resolve_classification_loss
+from timm.task import ClassificationTask, TrainingTask, resolve_classification_loss
 from timm.utils import unwrap_model
 from torch import Tensor, nn
 
@@ -25,7 +25,7 @@ from timm_synermix.functional import (
 from timm_synermix.task.feature_bank import BankMix, FeatureBank
 from timm_synermix.task.gather import gather_rows
 from timm_synermix.task.mixup import Mixer
-from timm_synermix.utils.checks import BETA, NUM_MIXED, check_bank, check_interval
+from timm_synermix.utils.checks import BETA, MIX, NUM_MIXED, check_bank, check_interval, check_unmixed
 from timm_synermix.utils.random import seed_of
 
 
@@ -34,6 +34,8 @@ class SynerMixModule(nn.Module):
 
     Args:
         model: The model to train.
+        trainable: What runs on the augmented images: the model, or a module around it with more to train, such as
+            timm's `FeatureDistillationTrainableModule`. None for the model.
         classifier: See `FeatureHook`.
         fused: Run clean and augmented images through the model as one batch. BatchNorm then normalises both with the
             statistics of the union; in the paper's code, and by default, each view has its own.
@@ -44,22 +46,30 @@ class SynerMixModule(nn.Module):
     def __init__(
         self,
         model: nn.Module,
+        trainable: nn.Module | None = None,
         classifier: str | None = None,
         fused: bool = False,
         gather_rows: int = 0,
         mixup_fn: Mixer | None = None,
     ) -> None:
         super().__init__()
-        self.model = model
+        self.trainable = model if trainable is None else trainable
+        # Registered once: an average over a state_dict that has the model twice would move it twice.
+        self._model_name = next(name for name, module in self.trainable.named_modules() if module is model)
         self.fused = fused
         self.gather_rows = gather_rows
         self.mixup_fn = mixup_fn
         self.hook = FeatureHook(model, classifier)
 
+    @property
+    def model(self) -> nn.Module:
+        """The bare model."""
+        return self.trainable.get_submodule(self._model_name)
+
     def forward(
         self, clean: Tensor | None, augmented: Tensor | None, row: Tensor, weight: Tensor, bank: BankMix | None = None
-    ) -> tuple[Tensor | None, Tensor | None, tuple[Tensor, ...]]:
-        """Logits of the synthesised features of the clean images, and of the augmented images.
+    ) -> tuple[Tensor | None, Any, tuple[Tensor, ...]]:
+        """Logits of the synthesised features of the clean images, and what trainable makes of the augmented images.
 
         Args:
             clean: `[N, C, H, W]`, or None to skip its forward.
@@ -68,8 +78,9 @@ class SynerMixModule(nn.Module):
             bank: Partners from a `FeatureBank`.
 
         Returns:
-            Intra-class logits, rows as in `class_rows`, and inter-class logits `[N', num_classes]`, None for what was
-            skipped; and the clean features before the mix, detached, for each classifier of the model.
+            Intra-class logits, rows as in `class_rows`, those of several classifiers averaged as in evaluation; the
+            output of trainable, of a model its logits `[N', num_classes]`; None for what was skipped. And the clean
+            features before the mix, detached, for each classifier of the model.
         """
         features: list[Tensor] = []
 
@@ -85,17 +96,29 @@ class SynerMixModule(nn.Module):
             with self._mixing(n + len(augmented), n):
                 logits, _ = self.hook(torch.cat([clean, augmented]), lambda f: torch.cat([mix(f[:n]), f[n:]]))
             return logits[: len(row)], logits[len(row) :], tuple(features)
-        intra_logits = inter_logits = None
+        intra_logits: Any = None
+        output = None
         if clean is not None:
             intra_logits, _ = self.hook(clean, mix)
+            if isinstance(intra_logits, tuple):  # a distilled model in training hands out both heads
+                intra_logits = torch.stack(intra_logits).mean(0)
         if augmented is not None:
             with self._mixing(len(augmented)):
-                inter_logits = self.model(augmented)
-        return intra_logits, inter_logits, tuple(features)
+                output = self.trainable(augmented)
+        return intra_logits, output, tuple(features)
 
     def _mixing(self, batch_size: int, first_row: int = 0) -> AbstractContextManager[None]:
         mixing = getattr(self.mixup_fn, 'mixing', None)
         return nullcontext() if mixing is None else mixing(batch_size, first_row)
+
+
+class _Output(nn.Module):
+    """Stands in a task for what it trains, and hands out what that has made of the batch already."""
+
+    value: Any = None
+
+    def forward(self, input: Tensor) -> Any:
+        return self.value
 
 
 class _Draw(NamedTuple):
@@ -126,11 +149,15 @@ class SynerMixTask(ClassificationTask):
         intra_criterion: Loss of the intra-class part, a mean over rows of logits `[K, num_classes]` and class indices
             `[K]`. Default: the loss that criterion_kwargs describe, for hard targets; or criterion itself, with
             mixup_fn on the class made a soft target, see `intra_class_criterion`.
+        inter_task: A timm task of this model whose loss on the augmented images is L_inter, such as one of
+            distillation; it gives up what it trains to this task. None for the criterion alone.
         mixup_fn: The inter-class mixing of the augmented images, a `Mixer`: `timm.data.Mixup`, `ManifoldMixup` or your
             own. Not in the collate function, which would mix the clean views as well.
         beta: Weight of the intra-class loss, in `[0, 1]`. None: 0.1 with mixup_fn and 0.5 without, as in the examples
             of the paper's code. At 0 there is no clean forward and the loss is timm's, bit for bit; at 1 there is no
             augmented forward.
+        mix: 'features' mixes them within classes. 'none' is the control of the method, which sees the same images:
+            L_intra is then the mean loss of the clean images as they are.
         num_mixed: Images interpolated per class (the paper's P), 0 for all in the batch.
         fused: See `SynerMixModule`.
         bank: For a class with one image in the batch, mix that with a recent feature of the class, see `FeatureBank`.
@@ -148,7 +175,7 @@ class SynerMixTask(ClassificationTask):
 
     Raises:
         ValueError: beta, num_mixed or interval is out of range, the model has no classifier, or bank and gather_rows
-            come together.
+            come together, or inter_task and either fused or a mixer of hidden activations.
 
     Source: SynerMix (arXiv 2403.14137), steps 2 to 4. The authors' code loops over the classes on the host and leaves
     L_intra out of the loss it logs.
@@ -161,8 +188,10 @@ class SynerMixTask(ClassificationTask):
         criterion_kwargs: dict[str, Any] | None = None,
         *,
         intra_criterion: nn.Module | Callable | None = None,
+        inter_task: TrainingTask | None = None,
         mixup_fn: Mixer | None = None,
         beta: float | None = None,
+        mix: str = 'features',
         num_mixed: int = 0,
         fused: bool = False,
         bank: bool = False,
@@ -179,6 +208,10 @@ class SynerMixTask(ClassificationTask):
         NUM_MIXED.check('num_mixed', num_mixed)
         check_interval(interval, beta)
         check_bank(bank, bool(gather_rows))
+        MIX.check('mix', mix)
+        check_unmixed(mix, bank=bank, gather_rows=gather_rows, num_mixed=num_mixed)
+        if inter_task is not None and (fused or hasattr(mixup_fn, 'mixing')):
+            raise ValueError('inter_task needs two forwards, and a mixup_fn of images: it gets the images to see.')
         loss_kwargs = criterion_kwargs or {}
         if criterion is None:
             criterion_kwargs = {'soft_targets': mixup_fn is not None, **loss_kwargs}
@@ -190,9 +223,14 @@ class SynerMixTask(ClassificationTask):
                 None, self.device, criterion_kwargs={**loss_kwargs, 'soft_targets': False}
             )
         self.intra_criterion = skipping_padding(intra_criterion)
-        self.trainable_module: Any = SynerMixModule(model, classifier, fused, gather_rows, mixup_fn)
+        trainable = None if inter_task is None else inter_task.get_trainable_module()
+        self.trainable_module: Any = SynerMixModule(model, trainable, classifier, fused, gather_rows, mixup_fn)
+        self.inter_task: Any = inter_task
+        if inter_task is not None:
+            inter_task.trainable_module = _Output()
         self.mixup_fn = mixup_fn
         self.beta = beta
+        self.mix = mix
         self.num_mixed = num_mixed
         self.fused = fused
         self.interval = interval
@@ -210,6 +248,9 @@ class SynerMixTask(ClassificationTask):
         compile_kwargs.update(backend=backend, mode=mode)
         self.eval_model: Any = torch.compile(self.trainable_module.model, **compile_kwargs)
         self.trainable_module = torch.compile(self.trainable_module, **compile_kwargs)
+        teacher = getattr(self.inter_task, 'teacher', None)
+        if teacher is not None:
+            teacher.compile(**compile_kwargs)
         return self.eval_model
 
     def get_eval_model(self, module: nn.Module | None = None, ema: bool = False) -> nn.Module | None:
@@ -219,26 +260,42 @@ class SynerMixTask(ClassificationTask):
         return unwrapped.model if isinstance(unwrapped, SynerMixModule) else resolved
 
     def get_clip_parameters(self, exclude_head: bool = False) -> Any:
-        """Parameters to clip; the last two are the head's, as timm counts them."""
-        parameters = list(unwrap_model(self.trainable_module).model.parameters())
-        return parameters[:-2] if exclude_head else parameters
+        """Parameters to clip, but for the last two of the model with exclude_head: the head's, as timm counts them."""
+        module = unwrap_model(self.trainable_module)
+        head = {id(parameter) for parameter in list(module.model.parameters())[-2:]} if exclude_head else set()
+        return [parameter for parameter in module.trainable.parameters() if id(parameter) not in head]
 
     def get_task_state(self, module: nn.Module | None = None, ema: bool = False) -> dict[str, Any]:
-        """What a checkpoint holds besides the model: how many batches were mixed, and the feature bank."""
-        if ema:
-            return {}
-        state: dict[str, Any] = {'num_batches': self.num_batches}
-        return state if self.bank is None else {**state, 'bank': self.bank.state_dict()}
+        """What a checkpoint holds besides the model: that of inter_task, the batches mixed so far, the feature bank."""
+        state: dict[str, Any] = {}
+        if self.inter_task is not None:
+            state.update(self.inter_task.get_task_state(module=self._trainable(ema), ema=ema))
+        if not ema:
+            state['num_batches'] = self.num_batches
+            if self.bank is not None:
+                state['bank'] = self.bank.state_dict()
+        return state
 
     def load_task_state(
         self, state: dict[str, Any] | None, strict: bool = True, module: nn.Module | None = None, ema: bool = False
     ) -> None:
         """Take over what a checkpoint has of the state."""
+        if self.inter_task is not None:
+            self.inter_task.load_task_state(state, strict=strict, module=self._trainable(ema), ema=ema)
         if ema or not state:
             return
         self.num_batches = state.get('num_batches', 0)
         if self.bank is not None and 'bank' in state:
             self.bank.load_state_dict(state['bank'], self.device)
+
+    def _trainable(self, ema: bool) -> nn.Module:
+        return unwrap_model(self.get_trainable_module(ema=ema)).trainable
+
+    def create_evaluator(self, **kwargs: Any) -> Any:
+        """The evaluator of inter_task, or of classification."""
+        if self.inter_task is not None:
+            return self.inter_task.create_evaluator(**kwargs)
+        return super().create_evaluator(**kwargs)
 
     def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
         """Both losses of one batch.
@@ -251,7 +308,7 @@ class SynerMixTask(ClassificationTask):
 
         Returns:
             'loss': the loss to minimise. 'output': logits of the augmented images, or with beta 1 of the synthesised
-            features. 'intra_loss' and 'inter_loss', detached, for what was computed.
+            features. 'intra_loss' and 'inter_loss', detached, for what was computed, and the parts of inter_task's.
 
         Raises:
             ValueError: input has fewer than N or more than 2 N rows.
@@ -320,7 +377,7 @@ class SynerMixTask(ClassificationTask):
         self,
         draw: _Draw,
         intra_logits: Tensor | None,
-        inter_logits: Tensor | None,
+        inter_output: Any,
         features: tuple[Tensor, ...],
         criteria: tuple[Any, Any] | None = None,
     ) -> dict[str, Tensor]:
@@ -332,12 +389,18 @@ class SynerMixTask(ClassificationTask):
         losses: dict[str, Tensor] = {}
         if intra_logits is not None:
             losses['intra_loss'] = class_mean_loss(intra_criterion, intra_logits, draw.row_target)
-        if inter_logits is not None:
-            losses['inter_loss'] = inter_criterion(inter_logits, draw.inter_target)
+        output = intra_logits
+        if inter_output is not None and self.inter_task is not None:
+            self.inter_task.trainable_module.value = inter_output
+            result = self.inter_task(draw.augmented, draw.inter_target)
+            self.inter_task.trainable_module.value = None
+            losses['inter_loss'], output = result.pop('loss'), result.pop('output')
+            losses.update(result)
+        elif inter_output is not None:
+            losses['inter_loss'], output = inter_criterion(inter_output, draw.inter_target), inter_output
         intra_loss, inter_loss = losses.get('intra_loss', 0.0), losses.get('inter_loss', 0.0)
-        output: Any = intra_logits if inter_logits is None else inter_logits
         return {
-            'output': output,
+            'output': output,  # type: ignore[dict-item]  # there is one loss at least
             'loss': synermix_loss(self.interval * intra_loss, inter_loss, draw.beta),
             **{name: loss.detach() for name, loss in losses.items()},
         }
@@ -346,6 +409,9 @@ class SynerMixTask(ClassificationTask):
         """Row and weight of each image, class of each row, and partners from the bank."""
         generator = torch.Generator(target.device).manual_seed(seed_of('mix', self.seed, self.num_batches))
         self.num_batches += 1
+        if self.mix == 'none':
+            row = torch.arange(len(target), device=target.device)
+            return row, torch.ones_like(row, dtype=torch.float32), target, None
         if self.gather_rows:
             target = gather_rows(target, self.gather_rows, fill=IGNORE_INDEX)  # padding: a class of its own, ignored
         row, row_target = class_rows(target)

@@ -45,6 +45,7 @@ NUM_MIXED = Range(0)  # 0 for all
 INTERVAL = Range(1)
 BATCH_SIZE = Range(2)  # with room for two images of a class
 
+MIX = OneOf(('features', 'none'))  # what L_intra is of: mixed features, or the images as they are
 # What becomes of a class with one image in a batch, what its second image takes part in, and the size of the batch.
 SINGLETONS = OneOf(('supplement', 'keep', 'bank'))
 SUPPLEMENT = OneOf(('both', 'clean'))
@@ -70,3 +71,10 @@ def check_bank(bank: bool, gather: bool, names: tuple[str, str] = ('bank', 'gath
     """Raise ValueError for a bank of features, which is of one process, and features of all processes."""
     if bank and gather:
         raise ValueError(f'{names[0]} and {names[1]} cannot be used together: a bank is of one process')
+
+
+def check_unmixed(mix: str, **others: object) -> None:
+    """Raise ValueError for what says how to mix, by its name, where nothing is mixed."""
+    for name, value in others.items():
+        if mix == 'none' and value:
+            raise ValueError(f"{name} says how to mix, and cannot be used with mix 'none'")
