@@ -430,7 +430,6 @@ def test_a_range_says_what_it_is():
 
 
 OUT_OF_SCOPE = [
-    ['--kd-model-name', 'resnet18'],
     ['--jsd-loss', '--aug-splits', '2'],
     ['--loss', 'jsd', '--aug-splits', '2'],
     ['--aug-splits', '3'],

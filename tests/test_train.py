@@ -11,7 +11,7 @@ from functools import partial
 import pytest
 import timm
 import torch
-from conftest import SMALL, make_image_folder, make_run
+from conftest import SMALL, assert_same_run, make_image_folder, make_run
 from safetensors.torch import load_file, save_file
 from timm.task import ClassificationEvaluator, ClassificationTask, resume_task_checkpoint
 from torch import nn
@@ -165,16 +165,25 @@ def test_timm_flags_without_synermix(run_train):
 
 
 @pytest.mark.parametrize('kind', ['logit', 'feature'])
-def test_distillation(run_train, monkeypatch, kind):
-    """The teacher's weights would come from a hub: a random teacher stands in."""
+@pytest.mark.parametrize('flags', [[], ['--synermix', '--mixup', '0.5']], ids=['plain', 'synermix'])
+def test_distillation(run_train, monkeypatch, kind, flags):
+    """The teacher's weights would come from a hub: a random teacher stands in. A resumed run ends as a whole one."""
     create = timm.task.distillation.create_model
-    monkeypatch.setattr(
-        'timm.task.distillation.create_model', lambda *a, **kwargs: create(*a, **{**kwargs, 'pretrained': False})
-    )
-    run = run_train('--kd-model-name', 'test_resnet', '--kd-distill-type', kind, '--model-ema')
-    (row,) = run.summary()
+
+    def teacher(*args, **kwargs):
+        torch.manual_seed(7)
+        return create(*args, **{**kwargs, 'pretrained': False})
+
+    monkeypatch.setattr('timm.task.distillation.create_model', teacher)
+    flags = ['--kd-model-name', 'test_resnet', '--kd-distill-type', kind, '--model-ema', '--epochs', '2', *flags]
+    run = run_train(*flags, experiment='whole')
+    (row, _) = run.summary()
     assert {'train_task_loss', 'train_kd_loss'} <= row.keys()
+    assert ('train_intra_loss' in row) == ('--synermix' in flags)
     assert set(run.checkpoint()['state_dict']) == set(timm.create_model('test_efficientnet').state_dict())
+    assert ('projection' in run.checkpoint().get('task_state', {})) == (kind == 'feature')
+    run_train(*flags, '--stop-epoch', '1')
+    assert_same_run(run_train(*flags, '--resume', 'auto'), run)
 
 
 @pytest.mark.filterwarnings('ignore::DeprecationWarning')
