@@ -29,7 +29,7 @@ if TYPE_CHECKING:
         Silhouette,
         cohesion_metrics,
     )
-    from timm_synermix.task import ManifoldMixup, Mixer, SynerMixForward, SynerMixTask, create_mixup
+    from timm_synermix.task import ManifoldMixup, Mixer, RegMixup, SynerMixForward, SynerMixTask, create_mixup
 
 # module -> its names, imported when one is first asked for: flags should not have to wait for torch and timm
 _NAMES = {
@@ -51,7 +51,7 @@ _NAMES = {
         'Silhouette',
         'cohesion_metrics',
     ),
-    'task': ('ManifoldMixup', 'Mixer', 'SynerMixForward', 'SynerMixTask', 'create_mixup'),
+    'task': ('ManifoldMixup', 'Mixer', 'RegMixup', 'SynerMixForward', 'SynerMixTask', 'create_mixup'),
 }
 _MODULES = {name: module for module, names in _NAMES.items() for name in names}
 __all__ = sorted(_MODULES)
