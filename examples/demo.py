@@ -7,7 +7,8 @@ runs train.py and validate.py as a user would, prints one table, and leaves a pa
 """
 
 import json
-import subprocess
+import multiprocessing
+import os
 import sys
 import time
 from pathlib import Path
@@ -23,13 +24,13 @@ METHODS = {
 
 def main() -> None:
     OUTPUT.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault('OMP_NUM_THREADS', '1')  # one core for so small a network, another one for its images
     seconds = {}
     for method, flags in METHODS.items():
-        print(f'{method}: python train.py {" ".join(["--config", "hparams/digits.yaml", *flags])}', flush=True)
-        start = time.time()
+        print(' '.join([f'{method}: python train.py --config hparams/digits.yaml', *flags]), flush=True)
         command = ['train.py', '--config', str(ROOT / 'hparams' / 'digits.yaml'), *flags, '--cohesion']
-        run([*command, '--device', 'cpu', '--output', str(OUTPUT), '--experiment', method], OUTPUT / f'{method}.log')
-        seconds[method] = time.time() - start
+        command += ['--device', 'cpu', '--output', str(OUTPUT), '--experiment', method]
+        seconds[method] = run(command, OUTPUT / f'{method}.log')
     results = compare()
     print(f'\n{"":18}{"top-1 %":>9}{"intra-class":>13}{"inter-class":>13}{"intra/inter":>13}{"seconds":>9}')
     for method, row in zip(METHODS, results, strict=True):
@@ -48,13 +49,33 @@ def compare() -> list[dict]:
     return json.loads((OUTPUT / 'results.json').read_text())
 
 
-def run(command: list[str], log: Path) -> None:
-    """Run one of the scripts; if it fails, show the end of its log and stop."""
-    with log.open('w') as file:
-        process = subprocess.run([sys.executable, str(ROOT / command[0]), *command[1:]], stdout=file, stderr=file)
-    if process.returncode:
-        sys.exit(f'{command[0]} failed with code {process.returncode}, see {log}:\n{log.read_text()[-2000:]}')
+def run(command: list[str], log: Path) -> float:
+    """Run one of the scripts, and return the seconds it took; if it fails, show the end of its log and stop."""
+    start = time.time()
+    process = PROCESSES.Process(target=run_script, args=(command, str(log)))
+    process.start()
+    process.join()
+    if process.exitcode:
+        sys.exit(f'{command[0]} failed with code {process.exitcode}, see {log}:\n{log.read_text()[-2000:]}')
+    return time.time() - start
 
+
+def run_script(command: list[str], log: str) -> None:
+    """In a process of its own: be `python COMMAND > LOG`."""
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    multiprocessing.set_start_method(None, force=True)  # for the workers of its loaders: the platform's
+    sys.argv = [str(ROOT / command[0]), *command[1:]]
+    from timm_synermix import entry
+
+    {'train.py': entry.train, 'validate.py': entry.validate}[command[0]]()
+
+
+# torch and timm take seconds to import: processes are forked off one that has done so.
+PROCESSES = multiprocessing.get_context('forkserver' if sys.platform != 'win32' else 'spawn')
 
 if __name__ == '__main__':
+    if sys.platform != 'win32':
+        PROCESSES.set_forkserver_preload(['timm_synermix.train', 'timm_synermix.validate', 'timm_synermix.report'])
     main()

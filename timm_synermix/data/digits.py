@@ -34,17 +34,23 @@ class DigitsReader(Reader):
         digits = load_digits()
         parts = train_test_split(np.arange(len(digits.target)), test_size=450, stratify=digits.target, random_state=0)
         indices = np.sort(parts[splits[split]])
-        self.images = np.round(digits.images[indices] * (255 / 16)).astype(np.uint8)
+        images = np.round(digits.images[indices] * (255 / 16)).astype(np.uint8)
+        self.files = [_bmp(image) for image in images]
         self.targets = digits.target[indices]
         self.class_to_idx = {str(digit): digit for digit in range(10)}
 
     def __getitem__(self, index: int) -> tuple[BinaryIO, int]:
-        file = io.BytesIO()
-        Image.fromarray(self.images[index]).save(file, format='bmp')
-        return file, int(self.targets[index])
+        return io.BytesIO(self.files[index]), int(self.targets[index])
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.files)
 
     def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
         return f'{index}.bmp'
+
+
+def _bmp(image: np.ndarray) -> bytes:
+    """An image as a file."""
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, format='bmp')
+    return file.getvalue()
