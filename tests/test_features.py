@@ -7,7 +7,7 @@ import torchvision
 from timm_models import check_feature_hook, create
 from torch import nn
 
-from timm_synermix import FeatureHook
+from timm_synermix import FeatureHook, SynerMixTask
 from timm_synermix.features import pool_feature
 
 # A model of each kind of classifier: Linear, Conv2d, two heads, an MLP before it, tokens into it.
@@ -116,3 +116,80 @@ def test_pool_feature():
     joined = pool_feature((vector, tokens, planes))
     assert joined.shape == (2, 5 + 3 + 4)
     torch.testing.assert_close(joined[0, 8:], planes[0].flatten(1).mean(1))
+
+
+class LoRA(nn.Module):
+    """A Linear with a low-rank addition, as it is written by hand; `wrapped` as peft's says what it stands for."""
+
+    def __init__(self, base, wrapped=False):
+        super().__init__()
+        self.base, self.a, self.b = base, nn.Linear(base.in_features, 2, bias=False), nn.Linear(2, base.out_features)
+        if wrapped:
+            self.in_features, self.out_features = base.in_features, base.out_features
+
+    def forward(self, x):
+        return self.base(x) + self.b(self.a(x))
+
+
+def reset(model):
+    model.reset_classifier(7)
+
+
+def quantised(model):
+    return torch.ao.quantization.quantize_dynamic(model, {nn.Linear})
+
+
+def compiled(model):
+    fast = torch.compile(model, backend='eager')
+    with torch.no_grad():
+        fast(torch.zeros(2, 3, 32, 32))
+    return fast
+
+
+@pytest.mark.filterwarnings('ignore:torch.ao.quantization is deprecated')
+@pytest.mark.parametrize('change', [reset, quantised, compiled, 'LoRA'], ids=str)
+def test_a_classifier_that_is_not_seen_is_an_error(change):
+    """The hook is older than reset_classifier and LoRA, and knows nothing of a form that was made before it."""
+    model = timm.create_model('test_resnet', num_classes=5).eval()
+    x = torch.randn(2, 3, 32, 32)
+    if change in (quantised, compiled):
+        other = change(model)
+        hook = FeatureHook(model)
+    else:
+        hook, other = FeatureHook(model), None
+        if change == 'LoRA':
+            model.fc = LoRA(model.fc, wrapped=True)
+        else:
+            change(model)
+    with pytest.raises(RuntimeError, match=r'make the FeatureHook .* after changes .* before torch\.compile'):
+        hook(x, model=other)
+    if change in (reset, 'LoRA'):  # made again it reads what it should
+        assert torch.equal(FeatureHook(model)(x)[0], model(x))
+
+
+def test_a_task_does_not_train_on_a_classifier_it_does_not_see():
+    model = timm.create_model('test_resnet', num_classes=5)
+    task = SynerMixTask(model, beta=1.0, verbose=False)
+    model.reset_classifier(7)
+    with pytest.raises(RuntimeError, match='was replaced, by reset_classifier'):
+        task(torch.randn(8, 3, 32, 32), torch.tensor([3, 3, 0, 0]))
+
+
+def test_a_layer_around_the_classifier_is_the_classifier():
+    """The logits of reversed features are the logits, reversed; not so if a part of the layer did not see them."""
+    model = timm.create_model('test_resnet', num_classes=5).eval()
+    model.fc = LoRA(model.fc, wrapped=True)
+    x = torch.randn(3, 3, 32, 32)
+    logits, feature = FeatureHook(model)(x, lambda f: f.flip(0))
+    assert feature.shape == (3, model.fc.in_features)
+    assert torch.allclose(logits, model(x).flip(0), atol=1e-6)
+    model.fc = LoRA(model.fc.base)
+    for hook in (FeatureHook(model), FeatureHook(model)):
+        with pytest.raises(RuntimeError, match=r'classifier fc of ResNet is more than its last layer fc\.b'):
+            hook(x)
+    assert FeatureHook(model, classifier='fc.base')(x)[1].shape == (3, model.num_features)
+
+
+def test_a_model_of_torchvision_is_told_how_to_name_its_classifier():
+    with pytest.raises(ValueError, match=r'ResNet does not say .* classifier=, one of \.\.\., .*fc\.'):
+        FeatureHook(torchvision.models.resnet18())

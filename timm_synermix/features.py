@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -24,6 +25,8 @@ class FeatureHook:
     through the hook, such as `model(input)` in evaluation, is untouched and keeps nothing alive. The model's
     parameters, buffers and state_dict keys are those it had; `remove()` takes the hooks away.
 
+    A layer that wraps a Linear, as LoRA's do, is one layer if it has in_features and out_features.
+
     Args:
         model: A timm model, or any module if classifier is given.
         classifier: Name, or names, of the classifier layers as in `model.named_modules()`; for a container its last
@@ -31,6 +34,7 @@ class FeatureHook:
 
     Raises:
         ValueError: The model has no classifier, or no module of the given name (the message lists those there are).
+        RuntimeError: From a call: the hooked layers are not those that made the logits.
     """
 
     def __init__(self, model: nn.Module, classifier: str | Sequence[str] | None = None) -> None:
@@ -39,7 +43,10 @@ class FeatureHook:
         self._active = False
         self._transform: Callable[[Tensor], Tensor] | None = None
         self._features: list[Tensor] = []
-        self._handles = [model.get_submodule(name).register_forward_pre_hook(self._visit) for name in self.leaf_names]
+        self._leaves = [model.get_submodule(name) for name in self.leaf_names]
+        self._handles = [leaf.register_forward_pre_hook(self._visit) for leaf in self._leaves]
+        # What the model calls its classifier may be more than its last layer: the first call looks
+        self._unchecked = [name for name in _containers(model, self.leaf_names) if classifier is None]
 
     def _visit(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         if not self._active:
@@ -67,14 +74,62 @@ class FeatureHook:
             logits: `[N, num_classes]`; the rows are those of transform.
             feature: `[N, D]` for most models, `[N, D, 1, 1]` for a Conv2d classifier; a tuple, one per leaf, for a
                 model with several.
+
+        Raises:
+            RuntimeError: The classifier was replaced since the hook was made, is not what runs, or is more than the
+                layer with the hook.
         """
+        eager = not torch.compiler.is_compiling()
+        if eager and not all(map(self._is_in_place, self.leaf_names, self._leaves)):
+            raise RuntimeError(self._unseen('was replaced, by reset_classifier or a wrapper'))
+        looks = eager and bool(self._unchecked) and model in (None, self.model)
         self._active, self._transform, self._features = True, transform, []
         try:
-            logits = (self.model if model is None else model)(input)
+            with self._watching() if looks else nullcontext():
+                logits = (self.model if model is None else model)(input)
             features = self._features
         finally:
             self._active, self._transform, self._features = False, None, []
+        if len(features) < len(self._leaves):
+            raise RuntimeError(self._unseen('was not seen'))
         return logits, features[0] if len(features) == 1 else tuple(features)
+
+    def _is_in_place(self, name: str, leaf: nn.Module) -> bool:
+        try:
+            return self.model.get_submodule(name) is leaf
+        except AttributeError:
+            return False
+
+    def _unseen(self, what: str) -> str:
+        return (
+            f'The classifier of {type(self.model).__name__}, {", ".join(self.leaf_names)}, {what}: '
+            'make the FeatureHook (or the task that holds it) after changes to the model '
+            'such as reset_classifier, LoRA or quantisation, and before torch.compile.'
+        )
+
+    @contextmanager
+    def _watching(self) -> Iterator[None]:
+        """Compare what a container returns with what its last layer does."""
+        outputs: dict[str, Any] = {}
+
+        def note(name: str) -> Any:
+            return self.model.get_submodule(name).register_forward_hook(lambda *args: outputs.update({name: args[2]}))
+
+        handles = [note(name) for name in (*self._unchecked, *self.leaf_names)]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+        for container in self._unchecked:
+            leaf = next(name for name in self.leaf_names if name.startswith(f'{container}.'))
+            if container in outputs and leaf in outputs and not _same(outputs[container], outputs[leaf]):
+                raise RuntimeError(
+                    f'The classifier {container} of {type(self.model).__name__} is more than its last layer {leaf}, so '
+                    'the features before it are not those of the images. A layer that wraps a Linear must have '
+                    'in_features and out_features; or name the layer that makes the logits with classifier=.'
+                )
+        self._unchecked = []
 
     def remove(self) -> None:
         """Take the hooks off the model, which is then as it was before."""
@@ -121,22 +176,48 @@ def find_classifier_leaves(model: nn.Module, classifier: str | Sequence[str] | N
                 leaves.append(_last_leaf(head))
     found = [leaf for leaf in leaves if leaf is not None]
     if not found:
-        raise ValueError(
-            f'{getattr(model, "default_cfg", {}).get("architecture", type(model).__name__)} has no classifier, '
-            'so there are no features to mix: it needs a Linear or Conv2d layer that returns the logits '
-            '(num_classes > 0, not an encoder-only model).'
-        )
+        raise ValueError(_no_classifier(model))
     name_of = {id(module): name for name, module in modules.items()}
     return [name_of[id(leaf)] for leaf in found]
 
 
+def _no_classifier(model: Any) -> str:
+    name = (getattr(model, 'default_cfg', None) or {}).get('architecture', type(model).__name__)
+    layers = [name for name, module in model.named_modules() if _is_leaf(module)]
+    if hasattr(model, 'get_classifier') or not layers:
+        return (
+            f'{name} has no classifier, so there are no features to mix: '
+            'it needs a Linear or Conv2d layer that returns the logits (num_classes > 0, not an encoder-only model).'
+        )
+    return (
+        f"{name} does not say which layer is its classifier, as timm's models do: name it with classifier=, "
+        f'one of {"..., " if len(layers) > 5 else ""}{", ".join(layers[-5:])}.'
+    )
+
+
 def _is_leaf(module: nn.Module) -> bool:
-    return isinstance(module, (nn.Linear, nn.Conv2d))
+    """A layer from features to logits; a wrapper of one, such as LoRA's, counts as one."""
+    return isinstance(module, (nn.Linear, nn.Conv2d)) or (
+        hasattr(module, 'in_features') and hasattr(module, 'out_features')
+    )
 
 
 def _last_leaf(module: nn.Module) -> nn.Module | None:
-    leaves = [leaf for leaf in module.modules() if _is_leaf(leaf)]
+    if _is_leaf(module):
+        return module
+    leaves = [leaf for child in module.children() if (leaf := _last_leaf(child)) is not None]
     return leaves[-1] if leaves else None
+
+
+def _containers(model: nn.Module, leaf_names: Sequence[str]) -> list[str]:
+    """The classifiers that the model names which are more than a layer, of which one is hooked."""
+    heads = [head for head in _classifiers(model) if not _is_leaf(head)]
+    names = [name for name, module in model.named_modules() if any(module is head for head in heads)]
+    return [name for name in names if name and sum(leaf.startswith(f'{name}.') for leaf in leaf_names) == 1]
+
+
+def _same(one: Any, other: Any) -> bool:
+    return one is other or (torch.is_tensor(one) and torch.is_tensor(other) and torch.equal(one, other))
 
 
 def _classifiers(model: Any) -> list[nn.Module]:
