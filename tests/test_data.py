@@ -1,3 +1,4 @@
+import os
 import tarfile
 
 import numpy as np
@@ -13,7 +14,7 @@ from torchvision import datasets as tv
 from timm_synermix import create_synermix_loader, dataset_targets
 from timm_synermix.data.classes import check_classes
 from timm_synermix.data.dataset import TwoViewDataset
-from timm_synermix.data.dataset_factory import create_dataset
+from timm_synermix.data.dataset_factory import _file_names, create_dataset, describe
 from timm_synermix.data.draws import Views, image_of
 from timm_synermix.data.transforms import TwoViewTransform
 
@@ -276,6 +277,24 @@ def test_targets_of_a_hugging_face_data_set(image_folder, tmp_path):
     dataset = timm.data.create_dataset(f'hfds/{image_folder}', root=str(tmp_path), split='train')
     assert sorted(dataset_targets(dataset)) == [0] * 7 + [1] * 6 + [2] * 5 + [3]
     assert dataset_targets(dataset).tolist() == read_targets(dataset)
+
+
+@pytest.mark.filterwarnings('ignore::DeprecationWarning')
+def test_processes_compare_names_without_reading_images(image_folder, tmp_path, monkeypatch):
+    """Those of a Hugging Face data set, also in another order and in memory; a stream is not looked at."""
+    pytest.importorskip('datasets', reason='needs the package datasets')
+    dataset = timm.data.create_dataset(f'hfds/{image_folder}', root=str(tmp_path), split='train')
+    names = [os.path.basename(name) for name in dataset.filenames()]
+    assert len(set(names)) == 7
+    described = describe(dataset)
+    read = []
+    monkeypatch.setattr(type(dataset.reader), '_filename', lambda *args, **kwargs: read.append(args))
+    assert _file_names(dataset) == names
+    dataset.reader.dataset = dataset.reader.dataset.select(range(len(names))[::-1])
+    assert _file_names(dataset) == names[::-1]
+    assert describe(dataset) != described
+    assert not read
+    assert describe(timm.data.create_dataset('wds/no', root=str(tmp_path), split='no.tar', num_samples=9)) == 'a stream'
 
 
 def test_a_streaming_data_set_keeps_lone_classes_and_says_so(image_folder, tmp_path, caplog):

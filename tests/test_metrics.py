@@ -319,6 +319,8 @@ def run_rank(folder):
         feature, target = example(offset=100.0)
         cut = slice(0, 70) if rank == 0 else slice(70, 200)
         torch.save(compute(cohesion_metrics(5, 6), feature[cut], target[cut]), f'{folder}/rank{rank}.pt')
+        idle = cohesion_metrics(5, 6)  # of which one process gets nothing
+        torch.save(idle.compute() if rank else compute(idle, feature, target), f'{folder}/idle{rank}.pt')
     finally:
         dist.destroy_process_group()
 
@@ -326,8 +328,8 @@ def run_rank(folder):
 def test_two_processes_compute_what_one_does(tmp_path):
     run_ranks(run_rank, str(tmp_path), folder=tmp_path)
     expected = compute(cohesion_metrics(5, 6), *example(offset=100.0))
-    for rank in (0, 1):
-        values = torch.load(tmp_path / f'rank{rank}.pt')
+    for name in ('rank0', 'rank1', 'idle0', 'idle1'):
+        values = torch.load(tmp_path / f'{name}.pt')
         assert values.keys() == expected.keys()
         for name, value in values.items():
             torch.testing.assert_close(value, expected[name], rtol=1e-6, atol=1e-9, equal_nan=True, msg=name)

@@ -137,12 +137,30 @@ def _create_by_timm(name: str, root: str | None, split: str, **kwargs: Any) -> A
 
 
 def describe(dataset: Any) -> str:
-    """The length, the labels and the file names of a data set in a few words that differ if they do."""
+    """The length, the labels and the file names of a data set in a few words that differ if they do.
+
+    No image is read for it, and nothing of a stream, of which each process has its own part.
+    """
+    if isinstance(dataset, IterableDataset):
+        return 'a stream'
     targets, text = dataset_targets(dataset), f'{len(dataset)} images'
     if targets is not None:
         text += f' with labels of checksum {zlib.crc32(targets.tobytes()):08x}'
     try:
-        names = [os.path.basename(name) for name in dataset.filenames(basename=True)]
+        names = _file_names(dataset)
     except (AttributeError, NotImplementedError, AssertionError, TypeError):  # it has none
         return text
     return text + f' and names of checksum {zlib.crc32(chr(0).join(names).encode(errors="replace")):08x}'
+
+
+def _file_names(dataset: Any) -> list[str]:
+    reader: Any = getattr(dataset, 'reader', None)
+    reader = getattr(reader, 'reader', reader)  # of images in memory
+    source: Any = getattr(reader, 'dataset', None)
+    if not hasattr(source, 'with_format'):
+        return [os.path.basename(name) for name in dataset.filenames(basename=True)]
+    # A Hugging Face data set reads the bytes of an image to tell its path; a column of Arrow's does not
+    import pyarrow.compute
+
+    images = source.select_columns(reader.image_key).with_format('arrow')[:].column(0)
+    return [os.path.basename(path or '') for path in pyarrow.compute.struct_field(images, 'path').to_pylist()]

@@ -43,6 +43,12 @@ class _ClassMetric(Metric):
     def _add_sum(self, name: str, *shape: int) -> None:
         self.add_state(name, torch.zeros(shape, dtype=torch.float64), dist_reduce_fx='sum')
 
+    def _sync_dist(self, *args: Any, **kwargs: Any) -> None:
+        # A process that had no images has empty lists, where the others expect a tensor of as many dimensions.
+        if any(getattr(self, name) == [] for name in self._defaults):
+            self.update(self.count.new_empty(0, self.feature_dim), self.count.new_empty(0, dtype=torch.int64))
+        super()._sync_dist(*args, **kwargs)
+
     def _check(self, feature: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Features in float64 and targets, on the device of the states."""
         if feature.ndim != 2 or feature.shape[1] != self.feature_dim or target.shape != feature.shape[:1]:

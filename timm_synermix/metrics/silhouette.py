@@ -45,7 +45,7 @@ class Silhouette(_ClassMetric):
         feature, target = self._check(feature, target)
         priority = self._generator.random(len(target))
         (places,) = np.nonzero(priority > self._lowest)  # the others cannot get into the sample any more
-        if not len(places):
+        if not len(places) and self.priority:
             return
         kept = torch.from_numpy(places).to(target.device)
         self.feature.append(feature[kept])
