@@ -14,12 +14,19 @@ import timm
 import torch
 from timm.data import resolve_input_data_config
 from timm.layers import apply_test_time_pool, convert_splitbn_model, convert_sync_batchnorm, set_fast_norm
-from timm.models import load_checkpoint, resolve_model_input_args
-from timm.utils import freeze, load_checkpoint_metadata, reparameterize_model, set_jit_fuser
+from timm.models import resolve_model_input_args
+from timm.utils import freeze, reparameterize_model, set_jit_fuser
 from torch import nn
 
 from timm_synermix.features import FeatureHook, find_classifier_leaves
-from timm_synermix.utils.safe_load import LOAD_ERRORS, load_errors, load_reason
+from timm_synermix.utils.safe_load import (
+    NUMPY_FORMATS,
+    has_ema,
+    load_errors,
+    load_reason,
+    read_weights,
+    without_split_bn,
+)
 
 _logger = logging.getLogger(__name__)
 
@@ -40,7 +47,7 @@ def build_classifier(create_model: Callable[..., Any], args: argparse.Namespace,
     init: dict[str, Any] = {}
     weights: dict[str, Any] = {}
     for key, value in kwargs.items():  # the first describe the model, the second what is loaded into it
-        (weights if key in ('pretrained', 'scriptable', 'checkpoint_path') else init)[key] = value
+        (weights if key in ('pretrained', 'scriptable') else init)[key] = value
     init['in_chans'] = args.in_chans or (args.input_size[0] if args.input_size else 3)
     init.update(args.model_kwargs)
     try:
@@ -52,19 +59,32 @@ def build_classifier(create_model: Callable[..., Any], args: argparse.Namespace,
         model = create_model(name, **init, **weights)
     except TypeError as error:
         raise ValueError(f'--model-kwargs or another flag does not fit --model {args.model}: {error}') from error
-    except LOAD_ERRORS as error:
+    except AssertionError:  # timm's word on an argument
+        raise
+    except Exception as error:  # the hub's client has kinds of its own
         if 'Unknown model' in str(error):
             close = difflib.get_close_matches(args.model, timm.list_models())
             hint = f'; did you mean {", ".join(close)}?' if close else ''
             raise ValueError(f"--model must be a timm model, got '{args.model}'{hint}") from error
-        initial, file = kwargs.get('checkpoint_path'), kwargs.get('pretrained_cfg_overlay', {}).get('file')
-        if not (initial or file):
+        if not kwargs.get('pretrained'):
             raise
-        what = f'--initial-checkpoint: {initial}' if initial else f'--pretrained-path: {file}'
-        raise ValueError(f'{what} cannot be loaded into --model {args.model}: {load_reason(error)}') from error
+        raise ValueError(_not_loaded(args, error)) from error
     if model.num_classes < 1:
         raise ValueError(f'--model {args.model} has no classifier: encoder-only models and --num-classes 0 have none')
     return model
+
+
+def _not_loaded(args: argparse.Namespace, error: Exception) -> str:
+    """Why a model's pretrained weights could not be had, from a file or from the internet."""
+    if not hasattr(args, 'pretrained_path'):  # validate.py
+        return (
+            f'--pretrained: the weights of {args.model} cannot be had: {load_reason(error)}; --checkpoint takes a file'
+        )
+    if args.pretrained_path:
+        what = f'--pretrained-path: {args.pretrained_path} cannot be loaded into --model {args.model}'
+        return f'{what}: {load_reason(error)}'
+    reason = f'--pretrained: the weights of {args.model} cannot be had: {load_reason(error)}'
+    return f'{reason}; --pretrained-path takes a file of them, --initial-checkpoint one with its classifier'
 
 
 def build_model(create_model: Callable[..., Any], args: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
@@ -93,11 +113,13 @@ def build_model(create_model: Callable[..., Any], args: argparse.Namespace) -> t
         bn_eps=args.bn_eps,
         pretrained=args.pretrained or bool(args.pretrained_path),
         scriptable=args.torchscript,
-        checkpoint_path=args.initial_checkpoint,
     )
     if args.pretrained_path:  # takes the place of the model's own weights; -1 fits the classifier to num_classes
-        kwargs['pretrained_cfg_overlay'] = dict(file=args.pretrained_path, num_classes=-1)
+        kwargs['pretrained_cfg_overlay'] = dict(_source(args.pretrained_path), num_classes=-1)
     model = build_classifier(create_model, args, **kwargs)
+    getattr(model, 'pretrained_cfg', {}).pop('state_dict', None)  # they are in the model now
+    if args.initial_checkpoint:
+        load_weights(model, args.initial_checkpoint, f'--initial-checkpoint: {args.initial_checkpoint}', args.model)
     if args.head_init_scale is not None or args.head_init_bias is not None:
         _init_head(model.get_classifier(), args.head_init_scale, args.head_init_bias)
     if args.freeze:
@@ -106,6 +128,13 @@ def build_model(create_model: Callable[..., Any], args: argparse.Namespace) -> t
         model.set_grad_checkpointing(enable=True)
     data_config = resolve_input_data_config(model, args=vars(args))
     return _place_model(args, model), data_config
+
+
+def _source(path: str) -> dict[str, Any]:
+    """A file of weights as a source of timm's pretrained ones: read here, but for those that the model reads itself."""
+    with load_errors(f'--pretrained-path: {path} cannot be loaded'):
+        weights = read_weights(path)
+    return {'file': path} if path.endswith(NUMPY_FORMATS) else {'state_dict': without_split_bn(weights)}
 
 
 def freeze_backbone(model: nn.Module) -> None:
@@ -138,6 +167,22 @@ def _place_model(args: argparse.Namespace, model: nn.Module) -> nn.Module:
     if args.channels_last:
         model.to(memory_format=torch.channels_last)
     return torch.jit.script(model) if args.torchscript else model
+
+
+def load_weights(model: Any, path: str, what: str, name: str, use_ema: bool = True) -> None:
+    """Load a file of weights into the model of a name, all of them.
+
+    Raises:
+        ValueError: Begins with what; the file is damaged or does not fit.
+    """
+    with load_errors(f'{what} cannot be loaded into --model {name}'):
+        weights = read_weights(path, use_ema)
+        if path.endswith(NUMPY_FORMATS):
+            if not hasattr(model, 'load_pretrained'):
+                raise ValueError('this model reads no files of numpy')
+            model.load_pretrained(path)
+        else:
+            model.load_state_dict(without_split_bn(weights))
 
 
 def check_weights_file(flag: str, path: str | None) -> None:
@@ -196,33 +241,27 @@ def build_eval_model(create_model: Callable[..., Any], args: argparse.Namespace,
 
 def load_model(create_model: Callable[..., Any], args: argparse.Namespace) -> Any:
     """The model with its pretrained weights or those of the checkpoint, on the CPU."""
-    try:
-        model = build_classifier(
-            create_model,
-            args,
-            pretrained=args.pretrained,
-            num_classes=args.num_classes,
-            global_pool=args.gp,
-            scriptable=args.torchscript,
-        )
-    except OSError as error:
-        raise ValueError(f'--pretrained: the weights of {args.model} cannot be had: {error}') from error
+    model = build_classifier(
+        create_model,
+        args,
+        pretrained=args.pretrained,
+        num_classes=args.num_classes,
+        global_pool=args.gp,
+        bn_eps=getattr(args, 'bn_eps', None),  # of the run that a checkpoint is of
+        scriptable=args.torchscript,
+    )
     if not args.checkpoint:
         known = model.pretrained_cfg.get('num_classes')
         if known != model.num_classes:
             _logger.warning(f'The weights are for {known} classes: without --checkpoint the classifier is random.')
         return model
-    with load_errors(f'--checkpoint: {args.checkpoint} cannot be loaded into {args.model}'):
-        if args.use_ema and not has_ema(args.checkpoint):
-            _logger.warning(f'--use-ema: {args.checkpoint} has no moving average, its only weights are evaluated.')
-        load_checkpoint(model, args.checkpoint, use_ema=args.use_ema)
+    what = f'--checkpoint: {args.checkpoint}'
+    if args.use_ema:
+        with load_errors(f'{what} cannot be loaded into --model {args.model}'):
+            if not has_ema(args.checkpoint):
+                _logger.warning(f'--use-ema: {args.checkpoint} has no moving average, its only weights are evaluated.')
+    load_weights(model, args.checkpoint, what, args.model, args.use_ema)
     return model
-
-
-def has_ema(path: str) -> bool:
-    """Whether a checkpoint holds a moving average beside its weights."""
-    content = {} if path.endswith('.safetensors') else load_checkpoint_metadata(path)
-    return any(content.get(key) is not None for key in ('state_dict_ema', 'model_ema'))
 
 
 def convert_model(args: argparse.Namespace, model: Any) -> Any:
