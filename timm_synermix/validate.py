@@ -157,6 +157,7 @@ def evaluate_candidate(
         loader,
         evaluator,
         channels_last=args.channels_last,
+        amp_dtype=args.amp_dtype if args.amp else None,
         feature_hook=built.hook,
         on_features=on_features if built.hook else None,
     )

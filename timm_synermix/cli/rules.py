@@ -33,7 +33,8 @@ class Rule(NamedTuple):
             'kept': the state of the optimizer has it, and keeps its own;
             'fixed': it is another run.
         per_process: The processes of a run may have different ones.
-        evaluation: It decides what evaluation sees: validate.py takes it from the run that a checkpoint is of.
+        evaluation: It decides what an evaluation says: validate.py takes it from the run that a checkpoint is of, under
+            another name if one is given here.
         needs: The flag without which it has no effect.
         ours: timm's scripts do not have it; abbreviations of timm's flags pass it over.
     """
@@ -42,7 +43,7 @@ class Rule(NamedTuple):
     pair: bool = False
     resume: Literal['named', 'free', 'epoch', 'kept', 'fixed'] = 'named'
     per_process: bool = False
-    evaluation: bool = False
+    evaluation: bool | str = False
     needs: str | None = None
     ours: bool = False
 
@@ -58,20 +59,20 @@ _INTERPOLATION = ('nearest', 'bilinear', 'bicubic', 'box', 'hamming', 'lanczos')
 _TIMM = {
     # data
     'config': Rule(resume='free', per_process=True),
-    'data': Rule(resume='free', per_process=True),
-    'data_dir': Rule(resume='free', per_process=True),
-    'dataset': Rule(resume='epoch'),
+    'data': Rule(resume='free', per_process=True, evaluation=True),
+    'data_dir': Rule(resume='free', per_process=True, evaluation=True),
+    'dataset': Rule(resume='epoch', evaluation=True),
     'train_split': Rule(resume='epoch'),
-    'val_split': Rule(),
+    'val_split': Rule(evaluation='split'),
     'split': Rule(),
     'train_num_samples': Rule(_FROM_1),
-    'val_num_samples': Rule(_FROM_1),
+    'val_num_samples': Rule(_FROM_1, evaluation='num_samples'),
     'num_samples': Rule(_FROM_1),
     'dataset_download': Rule(resume='free'),
-    'class_map': Rule(resume='epoch'),
-    'input_img_mode': Rule(),
-    'input_key': Rule(),
-    'target_key': Rule(),
+    'class_map': Rule(resume='epoch', evaluation=True),
+    'input_img_mode': Rule(evaluation=True),
+    'input_key': Rule(evaluation=True),
+    'target_key': Rule(evaluation=True),
     'target_format': Rule(evaluation=True),
     'dataset_trust_remote_code': Rule(),
     'real_labels': Rule(),
@@ -98,10 +99,10 @@ _TIMM = {
     'std': Rule(_ABOVE_0, evaluation=True),
     'interpolation': Rule(OneOf(('', *_INTERPOLATION)), evaluation=True),
     'tf_preprocessing': Rule(),
-    'channels_last': Rule(),
+    'channels_last': Rule(evaluation=True),
     'fuser': Rule(OneOf(('', 'te', 'old', 'nvfuser'))),
     'grad_checkpointing': Rule(),
-    'fast_norm': Rule(),
+    'fast_norm': Rule(evaluation=True),
     'test_pool': Rule(),
     'reparam': Rule(),
     'model_kwargs': Rule(evaluation=True),
@@ -117,9 +118,9 @@ _TIMM = {
     'device': Rule(resume='free', per_process=True),
     'num_gpu': Rule(),
     'device_modules': Rule(),
-    'amp': Rule(),
-    'amp_dtype': Rule(OneOf(('float16', 'bfloat16'))),
-    'model_dtype': Rule(_DTYPE),
+    'amp': Rule(evaluation=True),
+    'amp_dtype': Rule(OneOf(('float16', 'bfloat16')), evaluation=True),
+    'model_dtype': Rule(_DTYPE, evaluation=True),
     'no_ddp_bb': Rule(),
     'synchronize_step': Rule(resume='free'),
     'local_rank': Rule(_ANY, resume='free', per_process=True),
@@ -248,7 +249,7 @@ _TIMM = {
     'kd_token_distill_type': Rule(),
     # batch norm and average
     'bn_momentum': Rule(FRACTION),
-    'bn_eps': Rule(_FROM_0),
+    'bn_eps': Rule(_FROM_0, evaluation=True),
     'sync_bn': Rule(),
     'dist_bn': Rule(OneOf(('', 'broadcast', 'reduce'))),
     'split_bn': Rule(),

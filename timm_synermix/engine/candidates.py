@@ -16,7 +16,7 @@ from timm.utils import natural_key
 
 from timm_synermix.cli.checks import replaced
 from timm_synermix.cli.config import argument_value, read_mapping
-from timm_synermix.cli.rules import RULES, names_with
+from timm_synermix.cli.rules import RULES
 from timm_synermix.metrics.collection import METRIC_NAMES, cohesion_metrics
 from timm_synermix.models.factory import check_weights_file
 
@@ -29,6 +29,10 @@ _SEVERAL_LABELS = MultiLabelClassificationEvaluator.metric_names[1:]  # after th
 
 
 _SUFFIXES = ('.pth.tar', '.pth', '.safetensors')
+
+
+# What another --dataset has otherwise.
+_OF_DATASET = {'dataset', 'data', 'data_dir', 'val_split', 'val_num_samples', 'input_key', 'target_key'}
 
 
 # Pretrained for other than ImageNet's 1,000 classes: nothing for the images of '--model all'.
@@ -138,11 +142,7 @@ def _from_checkpoint(
     """A checkpoint, with the arguments that its training run saved beside it."""
     folder = os.path.dirname(path)
     run_args = _load_run_args(parser, os.path.join(folder, 'args.yaml'))
-    taken = {key: run_args[key] for key in sorted({*names_with(evaluation=True)} - given) if run_args.get(key)}
-    if given & {'img_size', 'input_size'}:  # either says all about the size
-        taken = {key: value for key, value in taken.items() if key not in ('img_size', 'input_size')}
-    if run_args and 'use_train_size' not in given:
-        taken['use_train_size'] = True  # as in the run's own evaluations; timm's default is a model's size for tests
+    taken = _of_run(run_args, args, given, path)
     if taken:
         _logger.info(f'{name}: from its args.yaml, ' + ', '.join(f'{key} {value}' for key, value in taken.items()))
     summary = os.path.join(folder, 'summary.csv')
@@ -154,14 +154,51 @@ def _from_checkpoint(
     )
 
 
+def _of_run(run_args: dict[str, Any], args: argparse.Namespace, given: frozenset[str], path: str) -> dict[str, Any]:
+    """What its run says about how a checkpoint is evaluated, but for what the user gave."""
+    if not run_args:
+        return {}
+    skipped = {'data', 'data_dir'} if args.data or args.data_dir else set()
+    if 'dataset' in given:
+        skipped |= _OF_DATASET
+    if given & {'img_size', 'input_size'}:  # either says all about the size
+        skipped |= {'img_size', 'input_size'}
+    if given & {'amp', 'amp_dtype', 'model_dtype'} or not _has_precision(run_args, args):
+        skipped |= {'amp', 'amp_dtype', 'model_dtype'}
+    given -= {'data'}  # argparse says so of every positional
+    names = {key: name for key, name in _evaluation_names().items() if key not in skipped and name not in given}
+    taken = {name: run_args[key] for key, name in sorted(names.items()) if run_args.get(key)}
+    if not taken.get('amp'):
+        taken.pop('amp_dtype', None)
+    if 'use_train_size' not in given:
+        taken['use_train_size'] = True  # as in the run's own evaluations; timm's default is a model's size for tests
+    averaged = run_args.get('model_ema') and not run_args.get('model_ema_force_cpu')
+    if averaged and 'use_ema' not in given and not path.endswith('.safetensors'):  # which has one set of weights
+        taken['use_ema'] = True
+    return taken
+
+
+def _evaluation_names() -> dict[str, str]:
+    """The flags of train.py that decide what its evaluation says, and what validate.py calls them."""
+    rules = {key: rule.evaluation for key, rule in RULES.items() if rule.evaluation}
+    return {key: key if name is True else str(name) for key, name in rules.items()}
+
+
+def _has_precision(run_args: dict[str, Any], args: argparse.Namespace) -> bool:
+    """Whether the device can compute in the precision of the run: a CPU has no float16."""
+    half = run_args.get('amp') and run_args.get('amp_dtype', 'float16') == 'float16'
+    return not (args.device.startswith('cpu') and (half or run_args.get('model_dtype') == 'float16'))
+
+
 def _load_run_args(parser: argparse.ArgumentParser, path: str) -> dict[str, Any]:
     """The arguments in a run's args.yaml, checked as the flags would be; none if there is no such file."""
     if not os.path.isfile(path):
         return {}
     values = read_mapping(path)
-    for action in parser._actions:
-        if action.dest in values and RULES[action.dest].evaluation:
-            values[action.dest] = argument_value(action, values[action.dest], path)
+    actions = {action.dest: action for action in parser._actions}
+    for key, name in _evaluation_names().items():
+        if key in values and name in actions:
+            values[key] = argument_value(actions[name], values[key], path)
     return values
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ def evaluate(
     evaluator: ClassificationEvaluator,
     *,
     channels_last: bool = False,
+    amp_dtype: str | None = None,
     tta: int = 0,
     log_name: str = 'Test',
     feature_hook: FeatureHook | None = None,
@@ -43,6 +45,7 @@ def evaluate(
         loader: timm evaluation loader. Images that a distributed sampler repeats to even out the ranks are not counted.
         evaluator: timm evaluator, fresh.
         channels_last: Convert images to the channels-last memory layout.
+        amp_dtype: Type that torch's autocast computes in; None leaves it to accelerator.
         tta: Average the logits of this many consecutive images, the augmented copies of one.
         log_name: Start of the log line.
         feature_hook: Hook on the model, or on what is compiled or wrapped in it; needed for on_features.
@@ -55,6 +58,9 @@ def evaluate(
     """
     evaluator.max_samples = evaluation_sample_limit(loader)
     model.eval()
+    autocast: Callable[[], Any] = accelerator.autocast
+    if amp_dtype:
+        autocast = partial(torch.autocast, accelerator.device.type, getattr(torch, amp_dtype))
     watched = accelerator.is_main_process and sys.stderr.isatty()
     for input, target in tqdm(loader, desc=log_name, unit='batch', leave=False, disable=not watched):
         if on_batch is not None:
@@ -62,7 +68,7 @@ def evaluate(
         input, target = input.to(accelerator.device), target.to(accelerator.device)
         if channels_last:
             input = input.contiguous(memory_format=torch.channels_last)
-        with accelerator.autocast():
+        with autocast():
             output, feature = (model(input), None) if feature_hook is None else feature_hook(input, model=model)
         if isinstance(output, (tuple, list)):
             output = output[0]
