@@ -24,7 +24,7 @@ from torch import nn
 import train
 import validate
 from timm_synermix import entry
-from timm_synermix.engine.checkpoint import RunSaver, SaveError
+from timm_synermix.engine.checkpoint import RunSaver, SaveError, how_to_continue
 from timm_synermix.engine.resume import find_resume_point
 from timm_synermix.utils.files import replacing
 from timm_synermix.utils.safe_load import check_whole
@@ -132,7 +132,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path):
         assert assert_whole(find(tmp_path / 'run')) == epoch - 1
         assert not list((tmp_path / 'run').glob('*tmp*'))  # the space is free again
     finally:
-        subprocess.run(['umount', tmp_path], check=True)
+        subprocess.run(['umount', '--lazy', tmp_path], check=True)  # the saver's lock is open
 
 
 def test_a_limit_of_the_file_size_leaves_the_checkpoint_before(tmp_path):
@@ -229,6 +229,44 @@ def test_a_truncated_checkpoint_is_passed_over(tmp_path, caplog, size):
         os.truncate(path, 50)
     with pytest.raises(ValueError, match=r'no checkpoint in .* can be read'):
         find(folder)
+
+
+@pytest.mark.parametrize('part', ['state_dict', 'state_dict_ema'])
+def test_a_checkpoint_with_a_nan_is_no_good_one(tmp_path, caplog, part):
+    """As older versions or timm may have saved it."""
+    folder = tmp_path / 'run'
+    saver = make_saver(folder)
+    save(saver, 0)
+    save(saver, 1)
+    content = torch.load(folder / 'last.pth.tar', weights_only=False)
+    content['state_dict_ema'] = {name: value.clone() for name, value in content['state_dict'].items()}
+    content[part]['bias'][7] = float('nan')
+    for name in ('last', 'checkpoint-1'):
+        torch.save(content, folder / f'{name}.pth.tar')
+    assert assert_whole(find(folder)) == 0
+    assert 'last.pth.tar is damaged (bias is not finite)' in caplog.text
+    args = argparse.Namespace(output=str(tmp_path), experiment='run')
+    assert f'The last good checkpoint is {folder}/checkpoint-0.pth.tar. To go on: ' in how_to_continue(args)
+
+
+@pytest.mark.parametrize(
+    ('argv', 'expected'),
+    [
+        (['train.py', '-b', '8'], ['python', 'train.py', '-b', '8']),
+        (['my dir/train.py', '--data-dir', "it's here"], ['python', 'my dir/train.py', '--data-dir', "it's here"]),
+        (['/bin/timm-synermix-train', '--resume', 'a b'], ['timm-synermix-train']),
+        (['train.py', '--start-epoch=3', '--no-resume-opt', '--lr', '1'], ['python', 'train.py', '--lr', '1']),
+        (['train.py', '--start-epoch', '3', '--experiment', 'old', 'dir'], ['python', 'train.py', 'dir']),
+    ],
+)
+def test_the_command_that_goes_on_can_be_pasted(tmp_path, monkeypatch, argv, expected):
+    monkeypatch.setattr(sys, 'argv', argv)
+    folder = tmp_path / 'my run'
+    save(make_saver(folder), 0)
+    args = argparse.Namespace(output=str(tmp_path), experiment='my run')
+    said = how_to_continue(args).partition('To go on: ')[2]
+    shell = subprocess.run(['bash', '-c', f'printf "%s\\n" {said}'], capture_output=True, text=True, check=True)
+    assert shell.stdout.splitlines() == [*expected, '--experiment', 'my run', '--resume', 'auto']
 
 
 def test_the_newest_checkpoint_is_taken(tmp_path):

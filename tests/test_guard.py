@@ -1,9 +1,12 @@
 """Losses that are not finite, in a guard by itself and in runs."""
 
+import shlex
+
 import pytest
 import torch
 from conftest import make_run
 from timm.task import ClassificationTask
+from timm.utils import unwrap_model
 from torch import nn
 
 import train
@@ -69,21 +72,29 @@ def test_buffers_are_put_back_to_what_they_were_made_between_epochs():
     assert torch.equal(buffer, torch.full((2,), 5.0))
 
 
-def test_weights_that_are_broken_are_not_saved(run_train, monkeypatch, caplog, tmp_path):
-    """By gradients that are not finite, of a loss that is."""
+@pytest.mark.parametrize(
+    ('ema', 'name', 'said'),
+    [
+        (False, 'conv_stem.weight', 'model in epoch 1, conv_stem.weight'),
+        (False, 'bn1.running_var', 'model in epoch 1, bn1.running_var'),
+        (True, 'conv_stem.weight', 'moving average in epoch 1, conv_stem.weight'),
+    ],
+)
+def test_weights_that_are_broken_are_not_saved(run_train, monkeypatch, caplog, tmp_path, ema, name, said):
+    """By gradients that are not finite, of a loss that is; or statistics that the loss does not use."""
     original = train.update_weights
 
     def update_weights(run, num_updates):
         original(run, num_updates)
         if num_updates == 6:  # the last one of the second epoch
             with torch.no_grad():
-                next(run.trained.task.get_eval_model().parameters()).view(-1)[0] = NAN
+                unwrap_model(run.trained.task.get_eval_model(ema=ema)).state_dict()[name].view(-1)[0] = INF
 
     monkeypatch.setattr(train, 'update_weights', update_weights)
     with pytest.raises(SystemExit) as error:
-        run_train('--epochs', '3', '--batch-size', '6')
+        run_train('--epochs', '3', '--batch-size', '6', '--model-ema')
     assert error.value.code == 1
-    assert 'Stopped: not a finite number: a weight of the model in epoch 1' in caplog.text
+    assert f'Stopped: not a finite number: a weight of the {said}' in caplog.text
     assert torch.load(tmp_path / 'run' / 'last.pth.tar', weights_only=False)['epoch'] == 0
 
 
@@ -121,7 +132,10 @@ def test_a_run_stops_and_says_where_it_can_go_on(run_train, bad_loss, caplog, tm
         run_train('--synermix', '--mixup', '0.5', '--epochs', '3', '--model-ema')
     assert error.value.code == 1
     assert f'Stopped: not a finite number: {part} of update 1 of epoch 1. ' in caplog.text
-    assert f'Add --output {tmp_path} --experiment run --resume auto to go on' in caplog.text
+    said = caplog.text.partition('To go on: ')[2].splitlines()[0]
+    assert shlex.split(said)[:2] == ['python', 'train.py']
+    assert said.endswith(' --experiment run --resume auto')
+    assert f' --output {tmp_path} ' in said
     assert f'The last good checkpoint is {tmp_path}/run/last.pth.tar. ' in caplog.text
     state = torch.load(tmp_path / 'run' / 'last.pth.tar', weights_only=False)
     assert all(value.isfinite().all() for value in state['state_dict'].values())

@@ -1,6 +1,7 @@
 """A run that is stopped and resumed ends as one that was never stopped, to the last bit."""
 
 import os
+import shlex
 import signal
 
 import pytest
@@ -91,7 +92,10 @@ def test_a_signal_is_followed_at_once_and_costs_nothing(
     assert error.value.code == 128 + signum
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
     assert f'{signum.name}: finishing this step' in caplog.text
-    assert f'Add --output {tmp_path} --experiment run --resume auto to go on' in caplog.text
+    said = caplog.text.partition('To go on: ')[2].splitlines()[0]
+    assert shlex.split(said)[:2] == ['python', 'train.py']
+    assert said.endswith(' --experiment run --resume auto')
+    assert f' --output {tmp_path} ' in said
     again()
     caplog.set_level('INFO')
     assert_same_run(run_train(*flags, '--resume', 'auto'), never_stopped(*flags))

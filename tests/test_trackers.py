@@ -156,7 +156,7 @@ def test_an_update_of_several_batches_has_their_mean(run_train):
     assert (2 * first + second) / 3 == pytest.approx(run.summary()[0]['train_loss'], rel=1e-6)
 
 
-def test_a_tracker_that_cannot_start_is_one_line(run_train, monkeypatch, capsys):
+def test_a_tracker_that_cannot_start_is_one_line(run_train, monkeypatch, capsys, tmp_path):
     def init(**kwargs):
         raise wandb.errors.UsageError('No API key configured.')
 
@@ -165,6 +165,7 @@ def test_a_tracker_that_cannot_start_is_one_line(run_train, monkeypatch, capsys)
         run_train('--synermix', '--log-wandb')
     assert error.value.code == 2
     assert 'the trackers wandb cannot be started: No API key configured.' in capsys.readouterr().err
+    assert not (tmp_path / 'run').exists()
 
 
 def test_nothing_is_logged_unasked(run_train, monkeypatch):

@@ -240,7 +240,7 @@ def keep_epoch(
     evaluation.results.append(result)
     if eval_metrics:
         result['validation'] = {**eval_metrics, **cohesion}
-    run.keeper.guard.check_weights(run.trained.task.get_eval_model(), epoch)
+    run.keeper.guard.check_weights(run.trained.task, epoch)
     state = progress_state(run, done, batch=0)
     if saver is not None and run.keeper.trackers is not None:
         row = summary_row(epoch, train_metrics, eval_metrics, run.trained.lr(), cohesion)

@@ -46,6 +46,8 @@ def create_accelerator(args: argparse.Namespace, **kwargs: Any) -> Accelerator:
         mixed_precision=precision[args.amp_dtype] if args.amp else None,  # None leaves it to Accelerate's configuration
         **kwargs,
     )
+    if kind == 'cpu' and accelerator.mixed_precision == 'fp16':  # which it would pass over in silence
+        raise ValueError("mixed_precision in Accelerate's configuration must be no or bf16 on the CPU, got fp16")
     if accelerator.device.type != kind:
         raise ValueError(f'--device {args.device}: not available here, only {accelerator.device.type} is')
     return accelerator

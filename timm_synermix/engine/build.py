@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
 from typing import Any
@@ -28,7 +30,7 @@ from torch import nn
 from timm_synermix.cli.checks import replaced
 from timm_synermix.cli.kwargs import mixup_active, mixup_kwargs, synermix_task_kwargs
 from timm_synermix.cli.loss import criterion_kwargs
-from timm_synermix.data.classes import class_names
+from timm_synermix.data.classes import class_names, class_to_idx
 from timm_synermix.engine.checkpoint import ResumePoint, RunSaver, experiment_name, output_folder
 from timm_synermix.engine.loaders import create_datasets, create_eval_loader, run_facts
 from timm_synermix.engine.resume import resume_schedule, resume_task
@@ -40,6 +42,7 @@ from timm_synermix.task.manifold_mixup import ManifoldMixup
 from timm_synermix.task.mixup import Mixer, RegMixup, create_mixup
 from timm_synermix.task.synermix import SynerMixTask
 from timm_synermix.utils.distributed import HostGroup
+from timm_synermix.utils.safe_load import load_reason
 
 _logger = logging.getLogger(__name__)
 
@@ -94,10 +97,22 @@ def create_task(args: argparse.Namespace, model: nn.Module, mixup_fn: Mixer | No
     if args.manifold_mixup:  # its L_inter alone: hidden layers are mixed in the task
         return SynerMixTask(model, mixup_fn=mixup_fn, beta=0.0, **common)
     if args.kd_model_name:
-        return _create_distillation_task(args, model, common)
+        with _teacher_errors(args.kd_model_name):
+            return _create_distillation_task(args, model, common)
     if args.task == 'multilabel':
         return MultiLabelClassificationTask(model, threshold=args.multilabel_threshold, **common)
     return ClassificationTask(model, **common)
+
+
+@contextmanager
+def _teacher_errors(name: str) -> Iterator[None]:
+    """Say which model is missing: a teacher has pretrained weights, which may have to be downloaded."""
+    try:
+        yield
+    except (ValueError, AssertionError):
+        raise
+    except Exception as error:  # the hub's client has kinds of its own
+        raise ValueError(f'--kd-model-name: the teacher {name} cannot be had: {load_reason(error)}') from error
 
 
 def _create_distillation_task(args: argparse.Namespace, model: nn.Module, common: dict[str, Any]) -> TrainingTask:
@@ -164,6 +179,7 @@ def create_loaders(args: argparse.Namespace, data_config: dict[str, Any], group:
         None if dataset_eval is None else create_eval_loader(args, dataset_eval, data_config),
         data_config,
         class_names(dataset_eval),
+        {str(name): int(number) for name, number in class_to_idx(dataset_train).items()},
         partial(create_loader, clean_view=False),
     )
 
@@ -211,7 +227,9 @@ def start_place(
     """
     place = Place(updates_per_epoch=-(-len(loaders.train) // args.grad_accum_steps))
     if point is not None:
-        args = resume_task(args, trained.task, trained.optimizer, scaler, point, len(loaders.train))
+        args = resume_task(
+            args, trained.task, trained.optimizer, scaler, point, len(loaders.train), loaders.class_to_idx
+        )
         place.start_epoch, place.start_batch = point.place
     if args.start_epoch is not None:
         place.start_epoch, place.start_batch = args.start_epoch, 0
@@ -229,7 +247,7 @@ def create_schedule(
     """The learning rate's schedule, put where the run starts, and the epoch that the run ends before.
 
     Raises:
-        ValueError: --stop-epoch is beyond the run.
+        ValueError: --start-epoch or --stop-epoch is beyond the run.
     """
     lrs = [group['lr'] for group in trained.optimizer.param_groups]  # of the checkpoint
     trained.scheduler, num_epochs = create_scheduler_v2(
@@ -239,6 +257,8 @@ def create_schedule(
     )
     if args.stop_epoch is not None and args.stop_epoch > num_epochs:
         raise ValueError(f'--stop-epoch must be at most the {num_epochs} epochs of the run, got {args.stop_epoch}')
+    if args.start_epoch is not None and args.start_epoch > num_epochs:
+        raise ValueError(f'--start-epoch must be at most the {num_epochs} epochs of the run, got {args.start_epoch}')
     place.num_epochs, place.stop_epoch = num_epochs, args.stop_epoch or num_epochs
     if trained.scheduler is not None and (place.start_epoch or place.start_batch):
         num_updates = place.start_epoch * place.updates_per_epoch + -(-place.start_batch // args.grad_accum_steps)
@@ -297,7 +317,8 @@ def keep_files(run: Run, args_text: str, point: ResumePoint | None) -> None:
     )
     if not complete:
         log_start(run)
-        run.keeper.trackers = RunTrackers(run.accelerator, args, saver.checkpoint_dir, point)
+        with saver.discarded_unless_built():
+            run.keeper.trackers = RunTrackers(run.accelerator, args, saver.checkpoint_dir, point)
         saver.args = run.args = replaced(args, wandb_run_id=run.keeper.trackers.wandb_run_id)
 
 
@@ -307,9 +328,11 @@ def log_start(run: Run) -> None:
     params = sum(p.numel() for p in task.get_eval_model().parameters())
     _logger.info(f'Model {args.model}: {params:,} parameters, {args.num_classes} classes')
     _logger.info('Images: ' + ', '.join(f'{name} {value}' for name, value in run.loaders.data_config.items()))
-    amp = f'{args.amp_dtype} autocast' if args.amp else 'no autocast'
+    amp = {'no': 'no', 'fp16': 'float16', 'bf16': 'bfloat16'}.get(run.accelerator.mixed_precision, '8 bits')
     versions = ', '.join(f'{name} {version(name)}' for name in ('torch', 'timm', 'accelerate'))
-    _logger.info(f'{args.world_size} process(es) on {args.device}, {amp}, learning rate {args.lr:g}; {versions}')
+    _logger.info(
+        f'{args.world_size} process(es) on {args.device}, {amp} autocast, learning rate {args.lr:g}; {versions}'
+    )
     if args.synermix:
         sampler = getattr(run.loaders.train.batch_sampler, 'batch_sampler', None)  # a stream has none
         extra = getattr(sampler, 'expected_supplements', float)()

@@ -7,19 +7,23 @@ import glob
 import logging
 import os
 import re
+import shlex
+import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, TextIO
 
 import safetensors.torch
 from safetensors import SafetensorError
 from timm.models import safe_model_name
 from timm.utils import get_outdir, get_state_dict, unwrap_model
 
-from timm_synermix.utils.files import replace, replacing, sync
-from timm_synermix.utils.safe_load import LOAD_ERRORS, load_content
+from timm_synermix.utils.distributed import lost_worker
+from timm_synermix.utils.files import FolderInUse, lock_folder, replace, replacing, sync
+from timm_synermix.utils.safe_load import LOAD_ERRORS, check_finite, check_whole, load_content, without_split_bn
 from timm_synermix.utils.summary import trim_summary
 from timm_synermix.utils.timm_private import CheckpointSaver
 
@@ -49,14 +53,43 @@ def output_folder(args: argparse.Namespace) -> str:
 
 
 def how_to_continue(args: argparse.Namespace) -> str:
-    """What to tell a user whose run has stopped."""
-    folder = output_folder(args) if args.experiment else ''
-    paths = [path for path in checkpoint_paths(folder) if os.path.isfile(path)] if folder else []
-    if not paths:
+    """What to tell a user whose run has stopped: the last good checkpoint, and the command that goes on."""
+    path = last_good_checkpoint(output_folder(args)) if args.experiment else None
+    if path is None:
         return 'No checkpoint has been saved, there is nothing to continue.'
-    newest = max(paths, key=os.path.getmtime)  # of the names of one file the first, `last`
-    flags = f'--output {args.output} ' if args.output else ''
-    return f'The last good checkpoint is {newest}. Add {flags}--experiment {args.experiment} --resume auto to go on.'
+    if getattr(args, 'world_size', 1) > 1:  # the launcher's flags are not known here
+        flags = [*(['--output', args.output] if args.output else []), '--experiment', args.experiment]
+        return f'The last good checkpoint is {path}. Add {shlex.join([*flags, "--resume", "auto"])} to go on.'
+    return f'The last good checkpoint is {path}. To go on: {command_to_continue(args.experiment)}'
+
+
+def last_good_checkpoint(folder: str) -> str | None:
+    """The newest checkpoint in a run's folder that can be read, is whole and has finite weights."""
+    paths = [path for path in checkpoint_paths(folder) if os.path.isfile(path)]
+    for path in sorted(paths, key=os.path.getmtime, reverse=True):  # of the names of one file the first, `last`
+        with suppress(*LOAD_ERRORS):
+            ResumePoint.read(path).check()
+            return path
+    return None
+
+
+def command_to_continue(experiment: str) -> str:
+    """The command line of this process, to be pasted into a shell, so that it goes on with the run."""
+    program, arguments = sys.argv[0], iter(sys.argv[1:])
+    kept: list[str] = []
+    for argument in arguments:
+        name, _, value = argument.partition('=')
+        if name not in ('--resume', '--start-epoch', '--no-resume-opt', '--experiment'):
+            kept.append(argument)
+        elif name != '--no-resume-opt' and not value:
+            next(arguments, None)
+    start = ['python', program] if program.endswith('.py') else [os.path.basename(program)]
+    return shlex.join([*start, *kept, '--experiment', experiment, '--resume', 'auto'])
+
+
+def in_use(error: FolderInUse) -> str:
+    """What to tell a user who starts a second training in the folder of one that still runs."""
+    return f'--experiment: {error}, which still trains there: end it first, or take another name'
 
 
 def checkpoint_paths(folder: str) -> list[str]:
@@ -94,6 +127,7 @@ class ResumePoint:
         epoch: The epoch to go on with.
         batch: How many batches of that epoch are done, on each process.
         passed_over: Damaged files in whose place this one was taken.
+        lock: That of the folder of the run that goes on, if it had one.
     """
 
     path: str
@@ -101,6 +135,7 @@ class ResumePoint:
     epoch: int = 0
     batch: int = 0
     passed_over: list[str] = field(default_factory=list)
+    lock: TextIO | None = None
 
     @classmethod
     def read(cls, path: str) -> ResumePoint:
@@ -124,6 +159,17 @@ class ResumePoint:
         if version > FORMAT:
             raise NewerFormat(f'it has format {version}, of a newer version of timm-synermix; this one knows {FORMAT}')
         return point
+
+    def check(self) -> None:
+        """Raise ValueError, or another of `LOAD_ERRORS`, if the file is damaged or a weight is not finite."""
+        check_whole(self.path)
+        for key in ('state_dict', 'state_dict_ema'):
+            check_finite(self.content.get(key) or {})
+
+    @property
+    def class_to_idx(self) -> dict[str, int]:
+        """The numbers of the classes that it was trained on, by name; of a run whose classes have none, nothing."""
+        return self.state.get('class_to_idx') or {}
 
     @property
     def place(self) -> tuple[int, int]:
@@ -177,7 +223,7 @@ class RunSaver(CheckpointSaver):
             needs to go on as if it had never stopped. The format is added here.
 
     Raises:
-        ValueError: The folder cannot be written to.
+        ValueError: The folder cannot be written to, or another process trains there.
     """
 
     def __init__(
@@ -196,19 +242,33 @@ class RunSaver(CheckpointSaver):
         goes_on = resume_from is not None and resume_from.is_in(folder)
         self._start = start if goes_on else (0, 0)
         self._damaged = resume_from.passed_over if resume_from is not None else []
+        self._is_new = not os.path.isdir(folder)
         try:
             get_outdir(folder)
+            self._lock = (resume_from and resume_from.lock) or lock_folder(folder)
             if not complete:
                 with replacing(os.path.join(folder, 'args.yaml')) as path, open(path, 'w') as file:
                     file.write(args_text)
         except OSError as error:
             raise ValueError(f"--output: cannot write to the run's folder {folder}: {error.strerror}") from error
+        except FolderInUse as error:
+            raise ValueError(in_use(error)) from error
         for name in _listdir(folder):  # left behind by a process that was killed while it wrote
             if re.fullmatch(r'(recovery_)?tmp\.pth\.tar|.*\.(yaml|csv|pth\.tar|safetensors)\.tmp', name):
                 os.remove(os.path.join(folder, name))
         super().__init__(checkpoint_dir=folder, recovery_dir=folder, **kwargs)
         if goes_on and resume_from is not None:
             self._go_on(resume_from)
+
+    @contextmanager
+    def discarded_unless_built(self) -> Iterator[None]:
+        """If the block, in which a run is built to its end, fails, take a new folder away again."""
+        try:
+            yield
+        except ValueError:
+            if self._is_new:
+                shutil.rmtree(self.checkpoint_dir, ignore_errors=True)
+            raise
 
     def _go_on(self, point: ResumePoint) -> None:
         """Take over the history of a checkpoint of this folder."""
@@ -311,6 +371,8 @@ class RunSaver(CheckpointSaver):
         except (OSError, RuntimeError) as error:  # torch's writer has no errno
             with suppress(OSError):
                 os.remove(save_path)
+            if lost_worker(error):  # not the fault of the file
+                raise
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise SaveError(f'Cannot save the checkpoint {save_path}: {reason}') from error
 
@@ -333,6 +395,7 @@ class RunSaver(CheckpointSaver):
             state = get_state_dict(self.task.get_eval_model(ema=self.task.has_ema()), unwrap_model)
         else:
             state = content.get('state_dict_ema') or content['state_dict']
+        state = without_split_bn(state)
         state = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}  # no aliases
         path = os.path.join(self.checkpoint_dir, 'model_best.safetensors')
         with save_errors(self.checkpoint_dir), replacing(path) as temporary, open(temporary, 'wb') as file:

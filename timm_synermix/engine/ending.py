@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import sys
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from timm_synermix.data.dataset import UnreadableImage
 from timm_synermix.engine.checkpoint import SaveError, how_to_continue
 from timm_synermix.engine.loss_guard import NonFiniteLoss
 from timm_synermix.engine.run import Run
-from timm_synermix.utils.distributed import lost_process
+from timm_synermix.utils.distributed import lost_process, lost_worker
 from timm_synermix.utils.signals import Stopped
 
 _logger = logging.getLogger(__name__)
@@ -48,7 +49,20 @@ def stops_told(run: Run) -> Iterator[None]:
             _logger.error(f'Stopped: {reason}{hint}. {how_to_continue(args)}')
         sys.exit(1)
     except RuntimeError as error:
+        if lost_worker(error):
+            _logger.error(f'Stopped: {_of_worker(error)}. {how_to_continue(args)}')
+            sys.exit(1)
         if args.world_size == 1 or not lost_process(error):
             raise
         _logger.error(f'Stopped: another process of the run has ended. {how_to_continue(args)}')
         sys.exit(1)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _logger.error(f'Stopped: {error.strerror}: {error.filename}. {how_to_continue(args)}')
+        sys.exit(1)
+
+
+def _of_worker(error: RuntimeError) -> str:
+    reason = str(error).strip().splitlines()[-1].partition('. ')[0].rstrip('. ')
+    return f'{reason}, as the system does when memory runs out: fewer --workers need less'

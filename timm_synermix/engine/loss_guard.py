@@ -6,9 +6,12 @@ import logging
 from collections.abc import Iterable, Mapping
 
 import torch
-from torch import Tensor, nn
+from timm.task import TrainingTask
+from timm.utils import unwrap_model
+from torch import Tensor
 
 from timm_synermix.utils.distributed import HostGroup
+from timm_synermix.utils.safe_load import is_sound
 
 _logger = logging.getLogger(__name__)
 
@@ -86,10 +89,21 @@ class LossGuard:
 
     @staticmethod
     @torch.no_grad()
-    def check_weights(model: nn.Module, epoch: int) -> None:
-        """Raise NonFiniteLoss if a weight is not finite, as after bad gradients of a good loss."""
-        if not torch.stack([parameter.isfinite().all() for parameter in model.parameters()]).all():
-            raise NonFiniteLoss(f'not a finite number: a weight of the model in epoch {epoch}')
+    def check_weights(task: TrainingTask, epoch: int) -> None:
+        """Raise NonFiniteLoss if a weight of the model or its moving average is not finite.
+
+        As after bad gradients of a good loss. Nor may a buffer be: BatchNorm's variance can overflow while the loss,
+        which does not use it, is good.
+        """
+        averages = {'moving average': task.get_eval_model(ema=True)} if task.has_ema() else {}
+        for what, module in {'model': task.get_eval_model(), **averages}.items():
+            state = unwrap_model(module).state_dict()
+            floats = {name: value for name, value in state.items() if value.is_floating_point()}
+            if torch.stack([value.isfinite().all() for value in floats.values()]).all():
+                continue
+            bad = next((name for name, value in floats.items() if not is_sound(value)), None)
+            if bad is not None:
+                raise NonFiniteLoss(f'not a finite number: a weight of the {what} in epoch {epoch}, {bad}')
 
     @staticmethod
     @torch.no_grad()

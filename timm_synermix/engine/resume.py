@@ -16,8 +16,9 @@ from timm.utils import unwrap_model
 
 from timm_synermix.cli.checks import replaced
 from timm_synermix.cli.rules import RULES, flag, names_with
-from timm_synermix.engine.checkpoint import NewerFormat, ResumePoint, checkpoint_paths, output_folder
-from timm_synermix.utils.safe_load import LOAD_ERRORS, check_whole, load_errors, load_reason
+from timm_synermix.engine.checkpoint import NewerFormat, ResumePoint, checkpoint_paths, in_use, output_folder
+from timm_synermix.utils.files import FolderInUse, lock_folder
+from timm_synermix.utils.safe_load import LOAD_ERRORS, load_errors, load_reason
 
 _logger = logging.getLogger(__name__)
 
@@ -26,17 +27,33 @@ def find_resume_point(args: argparse.Namespace) -> ResumePoint | None:
     """The checkpoint of --resume; for 'auto' the newest good one in the run's folder, None if there is none at all.
 
     Raises:
-        ValueError: --resume names a file that is not there or is damaged, or no checkpoint in the folder is good.
+        ValueError: --resume names a file that is not there or is damaged, no checkpoint in the folder is good, or
+            another process trains in the folder.
     """
     if not args.resume:
         return None
-    if args.resume != 'auto':
-        if not os.path.isfile(args.resume):
-            raise ValueError(f"--resume must be a checkpoint file or 'auto', got '{args.resume}'")
-        with load_errors(f'--resume: {args.resume} cannot be loaded'):
-            point = ResumePoint.read(args.resume)
-            check_whole(args.resume)
-        return point
+    lock = None
+    if args.experiment and getattr(args, 'rank', 0) == 0:  # before a checkpoint is read that will not be the last
+        try:
+            lock = lock_folder(output_folder(args), create=False)
+        except FolderInUse as error:
+            raise ValueError(in_use(error)) from error
+    point = _newest_point(args) if args.resume == 'auto' else _point_of_file(args.resume)
+    if point is not None:
+        point.lock = lock
+    return point
+
+
+def _point_of_file(path: str) -> ResumePoint:
+    if not os.path.isfile(path):
+        raise ValueError(f"--resume must be a checkpoint file or 'auto', got '{path}'")
+    with load_errors(f'--resume: {path} cannot be loaded'):
+        point = ResumePoint.read(path)
+        point.check()
+    return point
+
+
+def _newest_point(args: argparse.Namespace) -> ResumePoint | None:
     paths, points = checkpoint_paths(output_folder(args)), []
     for path in paths:
         with _passed_over(path):
@@ -44,7 +61,7 @@ def find_resume_point(args: argparse.Namespace) -> ResumePoint | None:
     damaged = [path for path in paths if path not in [point.path for point in points]]
     for point in sorted(points, key=lambda point: point.place, reverse=True):
         with _passed_over(point.path):
-            check_whole(point.path)
+            point.check()
             point.passed_over = damaged
             return point
         damaged.append(point.path)
@@ -70,6 +87,7 @@ def resume_task(
     scaler: Any,
     point: ResumePoint,
     num_batches: int,
+    class_to_idx: dict[str, int] | None = None,
 ) -> argparse.Namespace:
     """Load a training checkpoint, of this script or of timm's.
 
@@ -78,6 +96,7 @@ def resume_task(
         task, optimizer, scaler: What to load it into.
         point: The checkpoint.
         num_batches: Batches of an epoch now.
+        class_to_idx: The numbers of the classes now, by name, if they have names.
 
     Returns:
         The flags, with what the checkpoint's optimizer has in the place of some.
@@ -87,6 +106,7 @@ def resume_task(
     """
     saved = point.content.get('args')
     kept = _check_flags(args, vars(saved) if isinstance(saved, argparse.Namespace) else {}, point)
+    _check_classes(point, class_to_idx or {})
     if point.batch and point.state.get('num_batches') != num_batches:
         raise ValueError(
             f'--data-dir must hold the images that {point.path} is of, to go on in the middle of an epoch: it had '
@@ -104,6 +124,7 @@ def resume_task(
         )
         if task.has_ema():
             load_task_ema_checkpoint(task, point.path)
+        load_generators(task, None if args.no_resume_opt else optimizer, point.state.get('generators') or {})
         ranks = point.state.get('ranks', [])
         if len(ranks) == args.world_size > 1:
             load_rank_state(task, ranks[args.rank])
@@ -143,10 +164,25 @@ def _check_flags(args: argparse.Namespace, saved: dict[str, Any], point: ResumeP
     return {name: saved[name] for name in kept}
 
 
+def _check_classes(point: ResumePoint, class_to_idx: dict[str, int]) -> None:
+    """Refuse classes that have another number than the outputs that were trained for them."""
+    if not point.class_to_idx or not class_to_idx:
+        return
+    for name, index in point.class_to_idx.items():
+        if name not in class_to_idx:
+            raise ValueError(f"--data-dir must have the class '{name}', as of {point.path}, got none of that name")
+        if class_to_idx[name] != index:
+            raise ValueError(
+                f"--data-dir or --class-map must number the class '{name}' {index}, as of {point.path}, "
+                f'got {class_to_idx[name]}; a --class-map with the {len(point.class_to_idx)} names in their order does'
+            )
+
+
 def _check_same_optimizer(saved: dict[str, Any], optimizer: torch.optim.Optimizer) -> None:
     """torch takes the state of another optimizer without a word, and fails at the first step."""
     groups = saved.get('optimizer', {}).get('param_groups', [])
-    known = {'initial_lr', 'lr_scale', 'param_names', *optimizer.state_dict()['param_groups'][0]}
+    # The schedule and timm add some to a group, and LAMB, Adan and others the number of steps, at their first one
+    known = {'initial_lr', 'lr_scale', 'param_names', 'step', *optimizer.state_dict()['param_groups'][0]}
     if groups and not groups[0].keys() <= known:  # fewer are fine: torch adds some from version to version
         raise ValueError('it is of another optimizer; --no-resume-opt takes the weights alone')
 
@@ -180,6 +216,43 @@ def schedule_state(scheduler: Any) -> dict[str, Any] | None:
     if not isinstance(scheduler, PlateauLRScheduler):
         return None
     return {**scheduler.lr_scheduler.state_dict(), 'restore_lr': scheduler.restore_lr}
+
+
+def generator_states(task: TrainingTask, optimizer: Any) -> dict[str, torch.Tensor]:
+    """What timm's parts keep beside their state: generators of their own, which are no function of the step.
+
+    AdaHessian draws its probes so, and keeps the curvature itself where that is not measured in every step; the moving
+    average of bfloat16 weights draws how it rounds.
+    """
+    states = {name: generator.get_state() for name, generator in _generators(task, optimizer).items()}
+    optimizer = getattr(optimizer, '_base_optimizer', optimizer)
+    if getattr(optimizer, 'update_each', 1) > 1:
+        states |= {f'curvature {i}': p.hess for i, p in enumerate(optimizer.get_params()) if torch.is_tensor(p.hess)}
+    return states
+
+
+def load_generators(task: TrainingTask, optimizer: Any, states: dict[str, torch.Tensor]) -> None:
+    """Take over what `generator_states` gave; without an optimizer the rest of it."""
+    for name, generator in _generators(task, optimizer).items():
+        if name in states:
+            generator.set_state(states[name])
+    optimizer = getattr(optimizer, '_base_optimizer', optimizer)
+    if getattr(optimizer, 'update_each', 1) > 1:
+        for i, p in enumerate(optimizer.get_params()):
+            p.hess = states[f'curvature {i}'].to(p.device) if f'curvature {i}' in states else p.hess
+
+
+def _generators(task: TrainingTask, optimizer: Any) -> dict[str, torch.Generator]:
+    optimizer = getattr(optimizer, '_base_optimizer', optimizer)  # of Lookahead
+    if isinstance(getattr(optimizer, 'generator', None), torch.Generator):
+        device = optimizer.param_groups[0]['params'][0].device
+        if optimizer.generator.device != device:  # as it would do itself at its first step
+            optimizer.generator = torch.Generator(device).manual_seed(optimizer.seed)
+    found = {
+        'optimizer': getattr(optimizer, 'generator', None),
+        'ema': getattr(task.get_trainable_module(ema=True), '_sr_generator', None),
+    }
+    return {name: value for name, value in found.items() if isinstance(value, torch.Generator)}
 
 
 def rank_state(task: TrainingTask) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from timm_synermix.data.dataset import UnreadableImage
 from timm_synermix.engine.checkpoint import RunSaver
 from timm_synermix.engine.loss_guard import LossGuard
 from timm_synermix.engine.progress import LossMeter
-from timm_synermix.engine.resume import rank_state, schedule_state
+from timm_synermix.engine.resume import generator_states, rank_state, schedule_state
 from timm_synermix.engine.trackers import RunTrackers
 from timm_synermix.features import FeatureHook
 from timm_synermix.task.mixup import Mixer
@@ -55,6 +55,7 @@ class Loaders:
     eval: Any = None
     data_config: dict[str, Any] = field(default_factory=dict)
     class_names: list[str] | None = None
+    class_to_idx: dict[str, int] = field(default_factory=dict)  # of training; empty if its classes have no names
     create_without_clean_views: Callable[[], Any] | None = None  # for --synermix-off-epoch
 
 
@@ -135,13 +136,15 @@ def progress_state(run: Run, epoch: int, batch: int) -> dict[str, Any]:
         'ranks': run.keeper.stop.group.gather(own),
         'schedule': schedule_state(run.trained.scheduler),
         'num_bad_steps': run.keeper.guard.num_bad_steps,
+        'generators': generator_states(run.trained.task, run.trained.optimizer.optimizer),
+        'class_to_idx': run.loaders.class_to_idx,
     }
 
 
 def save_in_epoch(run: Run, epoch: int, batch: int) -> None:
     """Save where the run is in the middle of an epoch; every process must call it."""
     run.keeper.guard.accepts(epoch, always=True)  # nothing bad is saved
-    run.keeper.guard.check_weights(run.trained.task.get_eval_model(), epoch)
+    run.keeper.guard.check_weights(run.trained.task, epoch)
     state = progress_state(run, epoch, batch)
     if run.keeper.saver is not None:
         run.keeper.saver.run_state = state

@@ -55,3 +55,8 @@ def lost_process(error: RuntimeError) -> bool:
     return isinstance(error, dist.DistError) or bool(
         re.search('gloo|nccl|Connection (closed|reset)', str(error), re.IGNORECASE)
     )
+
+
+def lost_worker(error: BaseException) -> bool:
+    """Whether an error says that a worker of a loader was killed; torch raises it wherever the process is just then."""
+    return 'DataLoader worker' in str(error)

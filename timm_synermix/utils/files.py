@@ -1,10 +1,19 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and folders that one process writes to."""
 
 from __future__ import annotations
 
+import errno
+import logging
 import os
+import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import TextIO
+
+_logger = logging.getLogger(__name__)
+
+_LOCK = '.lock'
 
 
 @contextmanager
@@ -34,5 +43,51 @@ def sync(path: str) -> None:
     descriptor = os.open(path, os.O_RDWR if os.name == 'nt' else os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP) or not os.path.isdir(path):
+            raise  # some network shares know no fsync of a folder
     finally:
         os.close(descriptor)
+
+
+class FolderInUse(ValueError):
+    """Another process has locked a folder. The message names both."""
+
+
+def lock_folder(folder: str, create: bool = True) -> TextIO | None:
+    """Lock a folder for this process, by an advisory lock of its file `.lock`: the lock ends with the process.
+
+    Args:
+        folder: The folder.
+        create: Lock it also if no process has ever done so; otherwise nothing is written then.
+
+    Returns:
+        The file, which is to be kept open. None if the folder's file system cannot lock, or without create.
+
+    Raises:
+        FolderInUse: Another process has the lock.
+    """
+    path = os.path.join(folder, _LOCK)
+    if sys.platform == 'win32' or not (create or os.path.exists(path)):
+        return None
+    import fcntl  # not on Windows
+
+    try:
+        file = open(path, 'a+')  # noqa: SIM115
+    except OSError:  # whoever writes to the folder will say so
+        return None
+    try:
+        # Of the process, unlike flock: loader workers, which may live on for a moment, do not have it.
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.seek(0)
+        holder = file.read().strip()
+        file.close()
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            raise FolderInUse(f'{folder} is in use by {holder or "another process"}') from error
+        _logger.warning(f'{folder} cannot be locked ({error.strerror}): take care that one run at a time uses it.')
+        return None
+    file.truncate(0)
+    file.write(f'process {os.getpid()} on {socket.gethostname()}\n')
+    file.flush()
+    return file

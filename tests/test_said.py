@@ -1,0 +1,101 @@
+"""What a run of train.py says where it cannot start or go on: one line, and how to go on."""
+
+import pytest
+import torch
+
+import train
+from timm_synermix.engine.checkpoint import RunSaver
+from timm_synermix.utils.safe_load import load_content
+
+LOST = 'DataLoader worker (pid 9) is killed by signal: Killed. '
+
+
+def test_precision_of_accelerates_configuration(run_train, monkeypatch, caplog, capsys):
+    monkeypatch.setenv('ACCELERATE_MIXED_PRECISION', 'bf16')
+    run_train()
+    assert 'bfloat16 autocast' in caplog.text
+    assert 'no autocast' not in caplog.text
+    monkeypatch.setenv('ACCELERATE_MIXED_PRECISION', 'fp16')
+    with pytest.raises(SystemExit) as error:
+        run_train(experiment='half')
+    assert error.value.code == 2
+    assert "mixed_precision in Accelerate's configuration must be no or bf16 on the CPU" in capsys.readouterr().err
+
+
+def test_a_start_beyond_the_end_is_refused(run_train, capsys, tmp_path):
+    with pytest.raises(SystemExit) as error:
+        run_train('--start-epoch', '7')
+    assert error.value.code == 2
+    assert '--start-epoch must be at most the 1 epochs of the run, got 7' in capsys.readouterr().err
+    assert not (tmp_path / 'run').exists()
+
+
+def test_a_teacher_that_cannot_be_had(run_train, monkeypatch, capsys, tmp_path):
+    def offline(*args, **kwargs):
+        raise OSError('We could not connect to the hub.')
+
+    monkeypatch.setattr('timm.task.distillation.create_model', offline)
+    with pytest.raises(SystemExit) as error:
+        run_train('--kd-model-name', 'test_vit')
+    assert error.value.code == 2
+    assert '--kd-model-name: the teacher test_vit cannot be had: We could not connect' in capsys.readouterr().err
+    assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize('where', ['update', 'save'])
+def test_a_loader_worker_that_is_killed(run_train, monkeypatch, caplog, tmp_path, where):
+    """torch raises wherever the process is just then; a save is not to blame."""
+    calls = []
+
+    def killed(original):
+        def function(*args, **kwargs):
+            calls.append(None)
+            if len(calls) > (3 if where == 'update' else 1):
+                raise RuntimeError(LOST)
+            return original(*args, **kwargs)
+
+        return function
+
+    if where == 'update':
+        monkeypatch.setattr(train, 'update_weights', killed(train.update_weights))
+    else:
+        monkeypatch.setattr(torch, 'save', killed(torch.save))
+    with pytest.raises(SystemExit) as error:
+        run_train('--epochs', '3')
+    assert error.value.code == 1
+    said = caplog.text.splitlines()[-1]
+    assert 'Stopped: DataLoader worker (pid 9) is killed by signal: Killed, as the system does when memory' in said
+    assert f'The last good checkpoint is {tmp_path}/run/last.pth.tar. To go on: python train.py' in said
+    assert 'Cannot save' not in caplog.text
+    assert not [path for path in (tmp_path / 'run').iterdir() if 'tmp' in path.name]
+
+
+def test_outputs_keep_their_classes(run_train, tmp_path, capsys):
+    """A checkpoint holds the numbers of the classes, and a run that numbers them otherwise does not go on from it."""
+    run = run_train()
+    numbers = {'a': 0, 'b': 1, 'c': 2, 'lone': 3}
+    assert load_content(str(run.folder / 'last.pth.tar'))['saver']['run']['class_to_idx'] == numbers
+    (tmp_path / 'map.txt').write_text('\n'.join(['a', 'c', 'b', 'lone']))
+    for flags, said in [
+        (['--class-map', str(tmp_path / 'map.txt')], "must number the class 'b' 1, as of"),
+        (['--dataset', 'sklearn/digits', '--num-classes', '4'], ''),
+    ]:
+        with pytest.raises(SystemExit) as error:
+            run_train('--epochs', '2', '--resume', 'auto', *flags)
+        assert error.value.code == 2
+        assert said in capsys.readouterr().err
+    (tmp_path / 'map.txt').write_text('\n'.join(numbers))
+    assert len(run_train('--epochs', '2', '--resume', 'auto', '--class-map', str(tmp_path / 'map.txt')).summary()) == 2
+
+
+def test_a_folder_that_is_new_is_taken_away_again(tmp_path, monkeypatch):
+    """If the run cannot be built to its end, but not one that was there."""
+    from test_checkpoint import make_saver
+
+    for folder, is_new in ((tmp_path / 'new', True), (tmp_path / 'old', False)):
+        if not is_new:
+            folder.mkdir()
+        saver: RunSaver = make_saver(folder)
+        with pytest.raises(ValueError, match='no tracker'), saver.discarded_unless_built():
+            raise ValueError('no tracker')
+        assert folder.exists() != is_new
