@@ -552,6 +552,8 @@ def test_real_labels_in_two_processes(monkeypatch, capsys, imagenet, tmp_path):
         (['--compare', __file__, '--checkpoint', __file__], '--compare and --checkpoint cannot be used together'),
         (['--compare', __file__, '--features-out', 'x'], '--features-out takes one checkpoint, got 1'),
         (['--results-file', '/nowhere/x.csv'], '--results-file must be in a folder that exists'),
+        (['--results-file', '/proc/x.csv'], "--results-file must be a file that can be written, got '/proc/x.csv'"),
+        (['--report', '/proc'], "--report must be a folder to write to, got '/proc'"),
         (['--features-out', '/nowhere/x'], "--features-out must be in a folder that exists, got '/nowhere/x'"),
         (['--report', __file__], '--report must be a folder'),
         (['--results-format', 'xml'], "--results-format must be one of csv, json, got 'xml'"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
+import tempfile
 
 from timm_synermix.cli.checks import TrainParser, check_amp, check_fields
 from timm_synermix.cli.common_args import (
@@ -190,11 +191,27 @@ def _check_files(args: argparse.Namespace) -> None:
             raise ValueError(f"{flag(name)} must be in a folder that exists, got '{path}'")
         if path and os.path.isdir(path):
             raise ValueError(f"{flag(name)} must be a file, got the folder '{path}'")
+        if path:
+            _check_writable(flag(name), path)
+
+
+def _check_writable(flag: str, path: str) -> None:
+    """Raise ValueError if a file cannot be written; the results of hours would be lost then."""
+    is_new = not os.path.exists(path)
+    try:
+        with open(path, 'ab'):
+            pass
+        if is_new:
+            os.remove(path)
+    except OSError as error:
+        raise ValueError(f"{flag} must be a file that can be written, got '{path}': {error.strerror}") from error
 
 
 def create_folder(flag: str, path: str) -> None:
     """Make the folder of a flag, before there is anything to lose; raise ValueError if that cannot be done."""
     try:
         os.makedirs(path, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
     except OSError as error:
         raise ValueError(f"{flag} must be a folder to write to, got '{path}': {error.strerror}") from error
