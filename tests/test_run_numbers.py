@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import sys
 
 import pytest
@@ -88,3 +89,29 @@ def test_what_is_given_counts(run_train, monkeypatch, capsys):
     assert abs(plain['loss'] - averaged['loss']) > 1e-4
     other = said_by_validate(monkeypatch, capsys, '--checkpoint', path, '--split', 'train')
     assert other['loss'] != averaged['loss']
+
+
+def test_a_class_without_images(run_train, monkeypatch, capsys, image_folder, tmp_path):
+    """Its run's numbers of the classes hold, whichever file the weights are in and whether the map is still there."""
+    shutil.copytree(image_folder, tmp_path / 'data')
+    names = tmp_path / 'map.txt'
+    names.write_text('\n'.join(['lone', 'c', 'a', 'b']))
+    data = ('--data-dir', str(tmp_path / 'data'), '--num-classes', '4', '--class-map', str(names))
+    flags = ['--epochs', '3', '--lr', '0.05', '--warmup-epochs', '0', '--eval-metric', 'loss']
+    run = run_train(*flags, data=data)
+    row = min(run.summary(), key=lambda row: row['eval_loss'])
+    names.unlink()
+    for file in ('model_best.pth.tar', 'model_best.safetensors'):
+        said = said_by_validate(monkeypatch, capsys, '--checkpoint', run.folder / file)
+        assert said['loss'] == pytest.approx(row['eval_loss'])
+    shutil.copytree(tmp_path / 'data' / 'validation' / 'b', tmp_path / 'only' / 'b')
+    shutil.rmtree(tmp_path / 'data' / 'validation' / 'b')
+    best = ['--checkpoint', run.folder / 'model_best.pth.tar']
+    few = said_by_validate(monkeypatch, capsys, *best)
+    only = said_by_validate(monkeypatch, capsys, *best, '--data-dir', tmp_path / 'only')
+    assert 7 * few['loss'] + 3 * only['loss'] == pytest.approx(10 * row['eval_loss'])
+    (tmp_path / 'data' / 'validation' / 'x').mkdir()
+    shutil.copy(next((image_folder / 'train' / 'a').iterdir()), tmp_path / 'data' / 'validation' / 'x')
+    with pytest.raises(SystemExit):
+        said_by_validate(monkeypatch, capsys, '--checkpoint', run.folder / 'model_best.pth.tar')
+    assert 'has classes that training did not have: x' in capsys.readouterr().err

@@ -71,7 +71,9 @@ def run(args: argparse.Namespace, given: frozenset[str]) -> list[Outcome]:
         if not accelerator.is_main_process:
             logging.getLogger().setLevel(logging.WARNING)
         if kind != 'single':
-            build_dataset(candidates[0].args)  # does not wait for the first model to tell that it is not there
+            build_dataset(
+                candidates[0].args, candidates[0].class_to_idx
+            )  # does not wait for the first model to tell that it is not there
         if args.report:
             create_folder('--report', args.report)
     outcomes = evaluate_all(accelerator, kind, candidates)
@@ -139,7 +141,7 @@ def evaluate_candidate(
     args = candidate.args
     random_seed(args.seed)
     with build_errors():
-        dataset = build_dataset(args)
+        dataset = build_dataset(args, candidate.class_to_idx)
         built = build_eval_model(create_model, args, accelerator.device)
         loader = build_loader(args, dataset, built.data_config, accelerator)
         evaluator, num_classes = build_evaluator(args, dataset, built, loader, accelerator)

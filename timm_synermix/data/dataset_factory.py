@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from timm import data as timm_data
+from torch.utils.data import IterableDataset
 
 from timm_synermix.data.classes import dataset_targets, read_class_map, renumber
 from timm_synermix.data.dataset_checks import check_columns, check_shards, check_torch, refuse, split_folder
@@ -154,8 +155,9 @@ def describe(dataset: Any) -> str:
 
 
 def _file_names(dataset: Any) -> list[str]:
+    if isinstance(dataset, MemoryDataset):
+        dataset = dataset.dataset
     reader: Any = getattr(dataset, 'reader', None)
-    reader = getattr(reader, 'reader', reader)  # of images in memory
     source: Any = getattr(reader, 'dataset', None)
     if not hasattr(source, 'with_format'):
         return [os.path.basename(name) for name in dataset.filenames(basename=True)]

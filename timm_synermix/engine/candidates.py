@@ -17,6 +17,7 @@ from timm.utils import natural_key
 from timm_synermix.cli.checks import replaced
 from timm_synermix.cli.config import argument_value, read_mapping
 from timm_synermix.cli.rules import RULES
+from timm_synermix.engine.checkpoint import saved_classes
 from timm_synermix.metrics.collection import METRIC_NAMES, cohesion_metrics
 from timm_synermix.models.factory import check_weights_file
 
@@ -48,12 +49,14 @@ class Candidate:
         args: The flags of validate.py for it.
         run_args: Arguments of the training run that its checkpoint is from, if they are known.
         summary: Path of that run's summary.csv, if there is one.
+        class_to_idx: The numbers of the classes in training, if its checkpoint tells.
     """
 
     name: str
     args: argparse.Namespace
     run_args: dict[str, Any] = field(default_factory=dict)
     summary: str | None = None
+    class_to_idx: dict[str, int] = field(default_factory=dict)
 
 
 def find_candidates(
@@ -142,7 +145,10 @@ def _from_checkpoint(
     """A checkpoint, with the arguments that its training run saved beside it."""
     folder = os.path.dirname(path)
     run_args = _load_run_args(parser, os.path.join(folder, 'args.yaml'))
+    class_to_idx = {} if args.valid_labels or 'class_map' in given else saved_classes(path)
     taken = _of_run(run_args, args, given, path)
+    if class_to_idx:
+        taken.pop('class_map', None)  # the file may be gone, and another one in its place
     if taken:
         _logger.info(f'{name}: from its args.yaml, ' + ', '.join(f'{key} {value}' for key, value in taken.items()))
     summary = os.path.join(folder, 'summary.csv')
@@ -151,6 +157,7 @@ def _from_checkpoint(
         replaced(args, checkpoint=path, **taken),
         run_args,
         summary if run_args and os.path.isfile(summary) else None,
+        class_to_idx,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import glob
+import json
 import logging
 import os
 import re
@@ -204,6 +205,19 @@ def _is_history(content: dict[str, Any]) -> bool:
     )
 
 
+def saved_classes(path: str) -> dict[str, int]:
+    """The numbers of the classes that a file of weights was trained on, by name; none if it does not tell."""
+    try:
+        if path.endswith('.safetensors'):
+            with safetensors.safe_open(path, 'pt') as file:
+                classes = json.loads((file.metadata() or {}).get('class_to_idx', '{}'))
+        else:
+            classes = ResumePoint(path, load_content(path)).class_to_idx
+        return {str(name): int(number) for name, number in classes.items()}
+    except LOAD_ERRORS:  # whoever reads the weights will say why
+        return {}
+
+
 class RunSaver(CheckpointSaver):
     """timm's CheckpointSaver of one run's folder, which also keeps `model_best.safetensors`.
 
@@ -393,13 +407,16 @@ class RunSaver(CheckpointSaver):
         # The averaged weights if there are any: those are what timm loads from model_best.pth.tar too.
         if content is None:
             state = get_state_dict(self.task.get_eval_model(ema=self.task.has_ema()), unwrap_model)
+            run = self.run_state
         else:
             state = content.get('state_dict_ema') or content['state_dict']
+            run = content.get('saver', {}).get('run') or {}
+        classes = {'class_to_idx': json.dumps(run['class_to_idx'])} if run.get('class_to_idx') else None
         state = without_split_bn(state)
         state = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}  # no aliases
         path = os.path.join(self.checkpoint_dir, 'model_best.safetensors')
         with save_errors(self.checkpoint_dir), replacing(path) as temporary, open(temporary, 'wb') as file:
-            file.write(safetensors.torch.save(state))  # save_file would let nobody else read it
+            file.write(safetensors.torch.save(state, classes))  # save_file would let nobody else read it
 
 
 def _recoveries(folder: str) -> list[tuple[tuple[int, int], str]]:
