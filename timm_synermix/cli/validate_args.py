@@ -78,12 +78,13 @@ def _add_model_args(parser: argparse.ArgumentParser) -> None:
         help='evaluate these weights: .pth.tar, .pth or .safetensors, or all of them in a folder. In the folder of a '
         'training run, its args.yaml tells the model and the size of the images',
     )
+    group.add_argument('--use-ema', action='store_true', help='evaluate the moving average in the checkpoint')
     group.add_argument(
-        '--use-ema',
-        action=argparse.BooleanOptionalAction,
+        '--no-use-ema',
+        dest='use_ema',
+        action='store_false',
         default=False,
-        help='evaluate the moving average in the checkpoint; of a run with --model-ema that is done anyway, unless '
-        '--no-use-ema is given',
+        help='evaluate the other weights of a run with --model-ema, whose numbers are those of the moving average',
     )
     add_model_args(group)
     group.add_argument('--test-pool', action='store_true', help='pool predictions over images larger than trained on')
