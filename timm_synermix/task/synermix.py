@@ -121,6 +121,12 @@ class _Output(nn.Module):
         return self.value
 
 
+def _take_trainable(task: Any) -> nn.Module:
+    """What a task trains; the task is left with a stand-in."""
+    trainable, task.trainable_module = task.get_trainable_module(), _Output()
+    return trainable
+
+
 class _Draw(NamedTuple):
     """One batch after all that is drawn at random for it."""
 
@@ -223,11 +229,9 @@ class SynerMixTask(ClassificationTask):
                 None, self.device, criterion_kwargs={**loss_kwargs, 'soft_targets': False}
             )
         self.intra_criterion = skipping_padding(intra_criterion)
-        trainable = None if inter_task is None else inter_task.get_trainable_module()
-        self.trainable_module: Any = SynerMixModule(model, trainable, classifier, fused, gather_rows, mixup_fn)
         self.inter_task: Any = inter_task
-        if inter_task is not None:
-            inter_task.trainable_module = _Output()
+        trainable = None if inter_task is None else _take_trainable(inter_task)
+        self.trainable_module: Any = SynerMixModule(model, trainable, classifier, fused, gather_rows, mixup_fn)
         self.mixup_fn = mixup_fn
         self.beta = beta
         self.mix = mix
