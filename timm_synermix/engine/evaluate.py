@@ -62,27 +62,28 @@ def evaluate(
     if amp_dtype:
         autocast = partial(torch.autocast, accelerator.device.type, getattr(torch, amp_dtype))
     watched = accelerator.is_main_process and sys.stderr.isatty()
-    for input, target in tqdm(loader, desc=log_name, unit='batch', leave=False, disable=not watched):
-        if on_batch is not None:
-            on_batch()
-        input, target = input.to(accelerator.device), target.to(accelerator.device)
-        if channels_last:
-            input = input.contiguous(memory_format=torch.channels_last)
-        with autocast():
-            output, feature = (model(input), None) if feature_hook is None else feature_hook(input, model=model)
-        if isinstance(output, (tuple, list)):
-            output = output[0]
-        if tta > 1:
-            output = output.unfold(0, tta, tta).mean(dim=2)
-            target = target[::tta]
-        if on_features is not None and feature is not None:
-            feature = pool_feature(feature)
+    with tqdm(loader, desc=log_name, unit='batch', leave=False, disable=not watched) as batches:  # taken away on errors
+        for input, target in batches:
+            if on_batch is not None:
+                on_batch()
+            input, target = input.to(accelerator.device), target.to(accelerator.device)
+            if channels_last:
+                input = input.contiguous(memory_format=torch.channels_last)
+            with autocast():
+                output, feature = (model(input), None) if feature_hook is None else feature_hook(input, model=model)
+            if isinstance(output, (tuple, list)):
+                output = output[0]
             if tta > 1:
-                feature = feature.unflatten(0, (-1, tta)).mean(1)
-            limit = evaluator.max_samples
-            count = len(target) if limit is None else max(0, min(len(target), limit - evaluator.num_samples))
-            on_features(feature[:count], target[:count])
-        evaluator.update(output, target)
+                output = output.unfold(0, tta, tta).mean(dim=2)
+                target = target[::tta]
+            if on_features is not None and feature is not None:
+                feature = pool_feature(feature)
+                if tta > 1:
+                    feature = feature.unflatten(0, (-1, tta)).mean(1)
+                limit = evaluator.max_samples
+                count = len(target) if limit is None else max(0, min(len(target), limit - evaluator.num_samples))
+                on_features(feature[:count], target[:count])
+            evaluator.update(output, target)
     metrics = dict(evaluator.compute(distributed=accelerator.num_processes > 1))
     if accelerator.is_main_process:
         warn_of_skipped(log_name, getattr(loader, 'dataset', None))
