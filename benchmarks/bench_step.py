@@ -197,7 +197,7 @@ def profile(device: torch.device, rounds: int) -> list[tuple[str, float]]:
     images = torch.randn(2 * batch_size, 3, size, size, device=device)
     target = torch.randint(batch_size * 100 // 128, (batch_size,), device=device)
     mix, draw = wrap(mix_rows, 'mix'), wrap(task._draw, 'draw the weights')
-    with mock.patch('timm_synermix.task.synermix.mix_rows', mix), mock.patch.object(task, '_draw', draw):
+    with mock.patch('timm_synermix.task.module.mix_rows', mix), mock.patch.object(task, '_draw', draw):
         for number in range(rounds + 2):
             if number == 2:
                 spent.clear()

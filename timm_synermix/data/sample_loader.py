@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import threading
@@ -20,8 +19,6 @@ from torch.utils.data import DataLoader
 from timm_synermix.data.dataset import SampleDataset
 from timm_synermix.data.draws import DrawSampler
 from timm_synermix.utils.random import random_state_kept, seed_everything, seed_of
-
-_logger = logging.getLogger(__name__)
 
 
 class SampleLoader(DataLoader):

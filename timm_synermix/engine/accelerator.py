@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import logging
 import os
 from typing import Any
 
@@ -15,8 +14,6 @@ from timm.utils import NativeScaler
 
 from timm_synermix.engine.checkpoint import output_root
 from timm_synermix.engine.trackers import tracker_names
-
-_logger = logging.getLogger(__name__)
 
 # What a launcher tells each process about how many there are: torchrun, Slurm's srun, MPI, PMI.
 _WORLD_SIZES = ('WORLD_SIZE', 'SLURM_STEP_NUM_TASKS', 'OMPI_COMM_WORLD_SIZE', 'PMI_SIZE', 'MV2_COMM_WORLD_SIZE')

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -22,8 +21,6 @@ from timm_synermix.data.dataset_checks import check_splits
 from timm_synermix.data.dataset_factory import create_dataset, describe
 from timm_synermix.data.overview import log_overview
 from timm_synermix.data.sample_loader import shield
-
-_logger = logging.getLogger(__name__)
 
 
 def create_datasets(args: argparse.Namespace, in_chans: int, num_classes: int) -> tuple[Any, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -25,8 +24,6 @@ from timm_synermix.metrics.class_moments import (
 )
 from timm_synermix.metrics.nc1 import NC1
 from timm_synermix.metrics.silhouette import Silhouette
-
-_logger = logging.getLogger(__name__)
 
 # The metrics that are one number, tightness first; silhouette and NC1 share nothing with the others.
 _METRICS: dict[str, Callable[..., Metric]] = {

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from timm_synermix.task.criterion import intra_class_criterion
 from timm_synermix.task.mixup import Mixer
-from timm_synermix.task.synermix import SynerMixTask, _Draw, intra_class_criterion
+from timm_synermix.task.synermix import SynerMixTask, _Draw
 
 
 def wrap_forward(model: nn.Module, wrapper: Callable[..., Any]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -16,8 +15,6 @@ from torch import Tensor, nn
 from timm_synermix.task.layer_probe import LayerProbe, _resolve, default_layers
 from timm_synermix.task.mixup import INPUT, mix_with_flip
 from timm_synermix.utils.checks import FRACTION, Range
-
-_logger = logging.getLogger(__name__)
 
 
 class ManifoldMixup:

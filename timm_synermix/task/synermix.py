@@ -3,128 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from timm.data.mixup import one_hot
-from timm.loss import LabelSmoothingCrossEntropy
 from timm.task import ClassificationTask, TrainingTask, resolve_classification_loss
 from timm.utils import unwrap_model
 from torch import Tensor, nn
 
-from timm_synermix.features import FeatureHook
 from timm_synermix.functional import (
     IGNORE_INDEX,
     class_rows,
-    mix_rows,
     row_weight,
     synermix_loss,
 )
+from timm_synermix.task.criterion import class_mean_loss, intra_class_criterion, skipping_padding
 from timm_synermix.task.feature_bank import BankMix, FeatureBank
 from timm_synermix.task.gather import gather_rows
 from timm_synermix.task.mixup import Mixer
+from timm_synermix.task.module import SynerMixModule, take_trainable
 from timm_synermix.utils.checks import BETA, MIX, NUM_MIXED, check_bank, check_interval, check_unmixed
 from timm_synermix.utils.random import seed_of
-
-
-class SynerMixModule(nn.Module):
-    """All the trainable compute of a SynerMix step in one forward, as DDP, compile and EMA want it.
-
-    Args:
-        model: The model to train.
-        trainable: What runs on the augmented images: the model, or a module around it with more to train, such as
-            timm's `FeatureDistillationTrainableModule`. None for the model.
-        classifier: See `FeatureHook`.
-        fused: Run clean and augmented images through the model as one batch. BatchNorm then normalises both with the
-            statistics of the union; in the paper's code, and by default, each view has its own.
-        gather_rows: Mix the features of all ranks, each rank's padded to this number of rows; 0 for its own alone.
-        mixup_fn: Mixes in the forward of the model if it has a method `mixing`, see `ManifoldMixup`.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        trainable: nn.Module | None = None,
-        classifier: str | None = None,
-        fused: bool = False,
-        gather_rows: int = 0,
-        mixup_fn: Mixer | None = None,
-    ) -> None:
-        super().__init__()
-        self.trainable = model if trainable is None else trainable
-        # Registered once: an average over a state_dict that has the model twice would move it twice.
-        self._model_name = next(name for name, module in self.trainable.named_modules() if module is model)
-        self.fused = fused
-        self.gather_rows = gather_rows
-        self.mixup_fn = mixup_fn
-        self.hook = FeatureHook(model, classifier)
-
-    @property
-    def model(self) -> nn.Module:
-        """The bare model."""
-        return self.trainable.get_submodule(self._model_name)
-
-    def forward(
-        self, clean: Tensor | None, augmented: Tensor | None, row: Tensor, weight: Tensor, bank: BankMix | None = None
-    ) -> tuple[Tensor | None, Any, tuple[Tensor, ...]]:
-        """Logits of the synthesised features of the clean images, and what trainable makes of the augmented images.
-
-        Args:
-            clean: `[N, C, H, W]`, or None to skip its forward.
-            augmented: `[N', C, H, W]`, or None to skip its forward.
-            row, weight: The mix of the clean features, see `mix_rows`: `[N]`, or of all ranks' `gather_rows`.
-            bank: Partners from a `FeatureBank`.
-
-        Returns:
-            Intra-class logits, rows as in `class_rows`, those of several classifiers averaged as in evaluation; the
-            output of trainable, of a model its logits `[N', num_classes]`; None for what was skipped. And the clean
-            features before the mix, detached, for each classifier of the model.
-        """
-        features: list[Tensor] = []
-
-        def mix(feature: Tensor) -> Tensor:
-            features.append(feature.detach())
-            if self.gather_rows:
-                feature = gather_rows(feature, self.gather_rows)
-            mixed = mix_rows(feature, row, weight)
-            return mixed if bank is None else bank.add_to(mixed, len(features) - 1)
-
-        if clean is not None and augmented is not None and self.fused:
-            n = len(clean)
-            with self._mixing(n + len(augmented), n):
-                logits, _ = self.hook(torch.cat([clean, augmented]), lambda f: torch.cat([mix(f[:n]), f[n:]]))
-            return logits[: len(row)], logits[len(row) :], tuple(features)
-        intra_logits: Any = None
-        output = None
-        if clean is not None:
-            intra_logits, _ = self.hook(clean, mix)
-            if isinstance(intra_logits, tuple):  # a distilled model in training hands out both heads
-                intra_logits = torch.stack(intra_logits).mean(0)
-        if augmented is not None:
-            with self._mixing(len(augmented)):
-                output = self.trainable(augmented)
-        return intra_logits, output, tuple(features)
-
-    def _mixing(self, batch_size: int, first_row: int = 0) -> AbstractContextManager[None]:
-        mixing = getattr(self.mixup_fn, 'mixing', None)
-        return nullcontext() if mixing is None else mixing(batch_size, first_row)
-
-
-class _Output(nn.Module):
-    """Stands in a task for what it trains, and hands out what that has made of the batch already."""
-
-    value: Any = None
-
-    def forward(self, input: Tensor) -> Any:
-        return self.value
-
-
-def _take_trainable(task: Any) -> nn.Module:
-    """What a task trains; the task is left with a stand-in."""
-    trainable, task.trainable_module = task.get_trainable_module(), _Output()
-    return trainable
 
 
 class _Draw(NamedTuple):
@@ -230,7 +129,7 @@ class SynerMixTask(ClassificationTask):
             )
         self.intra_criterion = skipping_padding(intra_criterion)
         self.inter_task: Any = inter_task
-        trainable = None if inter_task is None else _take_trainable(inter_task)
+        trainable = None if inter_task is None else take_trainable(inter_task)
         self.trainable_module: Any = SynerMixModule(model, trainable, classifier, fused, gather_rows, mixup_fn)
         self.mixup_fn = mixup_fn
         self.beta = beta
@@ -424,47 +323,6 @@ class SynerMixTask(ClassificationTask):
         if self.bank is not None and self.num_mixed != 1:
             bank = self.bank.draw(row, row_target, generator)
         return row, weight, row_target, bank
-
-
-def intra_class_criterion(criterion: nn.Module | Callable, mixup_fn: Mixer | None) -> nn.Module | Callable:
-    """A recipe's own criterion as the loss of logits `[K, num_classes]` and class indices `[K]`.
-
-    Args:
-        criterion: Takes class indices without mixup_fn, soft targets with it.
-        mixup_fn: Its label_smoothing, if it has one, is that of the soft targets.
-    """
-    if mixup_fn is None:
-        return skipping_padding(criterion)
-    return partial(_on_soft_target, criterion, getattr(mixup_fn, 'label_smoothing', 0.0))
-
-
-def skipping_padding(criterion: nn.Module | Callable) -> nn.Module | Callable:
-    """A criterion of class indices, or torch's for timm's cross-entropy: the same loss, but it can skip padding."""
-    if isinstance(criterion, LabelSmoothingCrossEntropy):
-        return nn.CrossEntropyLoss(label_smoothing=criterion.smoothing)
-    return criterion
-
-
-def _on_soft_target(criterion: Callable, label_smoothing: float, logits: Tensor, target: Tensor) -> Tensor:
-    off_value = label_smoothing / logits.shape[1]
-    return criterion(logits, one_hot(target, logits.shape[1], 1.0 - label_smoothing + off_value, off_value))
-
-
-def class_mean_loss(criterion: nn.Module | Callable, logits: Tensor, row_target: Tensor) -> Tensor:
-    """Mean of a criterion over the rows that hold a class.
-
-    Cross-entropy skips the padding by itself. Another criterion gets the rows of the classes present alone, which takes
-    one wait for the device to learn how many there are.
-
-    Args:
-        criterion: Mean over rows of logits `[K, num_classes]` and class indices `[K]`.
-        logits: `[N, num_classes]`.
-        row_target: int64 `[N]`, `IGNORE_INDEX` for padding.
-    """
-    if isinstance(criterion, nn.CrossEntropyLoss):
-        return criterion(logits, row_target)
-    present = row_target != IGNORE_INDEX
-    return criterion(logits[present], row_target[present])
 
 
 def loss_parts(task: Any, input: Tensor, target: Tensor) -> list[Callable[[], dict[str, Tensor]]]:

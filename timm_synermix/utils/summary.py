@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
-import logging
 import math
 import os
 from collections.abc import Mapping
 from typing import Any
 
 from timm_synermix.utils.files import replacing
-
-_logger = logging.getLogger(__name__)
 
 
 def summary_row(
