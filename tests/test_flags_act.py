@@ -115,7 +115,7 @@ def test_what_is_made_of_the_model(build):
 
 
 def test_optimizer_average_and_checkpoints(build):
-    flags = ['--opt', 'sgd', '--momentum', '0.7', '--weight-decay', '0.1', '--opt-kwargs', 'nesterov=False', '--lr', '3']
+    flags = words(['--opt sgd --momentum 0.7 --weight-decay 0.1', '--opt-kwargs nesterov=False', '--lr 3'])
     run = build(*flags, '--model-ema', '--model-ema-decay', '0.3', '--model-ema-warmup', '--checkpoint-hist', '4')
     group = run.trained.optimizer.param_groups[-1]
     assert [group[name] for name in ('momentum', 'weight_decay', 'nesterov', 'initial_lr')] == [0.7, 0.1, False, 3]
