@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
@@ -18,6 +19,14 @@ class TrainParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f'{self.prog}: error: {message} (--help lists all flags)\n')
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """Parse; an empty text of a flag that is None if it is not given is as if it were not given."""
+        parsed, rest = super().parse_known_args(args, namespace)
+        for action in self._actions:
+            if action.default is None and getattr(parsed, action.dest, None) == '':
+                setattr(parsed, action.dest, None)
+        return parsed, rest
 
     def _get_option_tuples(self, option_string: str) -> list[Any]:
         """The flags that an abbreviation may be of: one that is unique in timm's scripts stays so."""
@@ -72,3 +81,35 @@ def check_fields(args: argparse.Namespace) -> None:
         if getattr(args, name) and not args.dataset.lower().startswith(('hfds/', 'hfids/', 'tfds/', 'wds/')):
             dataset = args.dataset or 'a folder of images'
             raise ValueError(f'{flag(name)} needs --dataset hfds/, hfids/, tfds/ or wds/NAME, got {dataset}')
+
+
+@contextmanager
+def naming(flag: str) -> Iterator[None]:
+    """Put the flag before what is wrong with its value in the words of a library; also a decorator.
+
+    Raises:
+        ValueError: Anything of the kinds that libraries raise for bad arguments.
+    """
+    try:
+        yield
+    except (ValueError, TypeError, RuntimeError, AssertionError, LookupError, OSError, ImportError) as error:
+        raise ValueError(f'{flag}: {error}') from error
+
+
+def check_compile(args: argparse.Namespace) -> None:
+    """Raise ValueError for a backend that torch.compile does not have."""
+    if args.torchcompile:
+        from torch._dynamo import list_backends  # slow to import
+
+        if args.torchcompile not in list_backends(()):  # those for debugging too
+            names = ', '.join(list_backends())
+            raise ValueError(f"--torchcompile must be one of {names}, got '{args.torchcompile}'")
+
+
+def check_dataset(args: argparse.Namespace) -> None:
+    """Refuse a class map that is not there; warn of a data set's name that says nothing."""
+    if args.class_map and not os.path.isfile(args.class_map):
+        raise ValueError(f"--class-map must be a file that exists, got '{args.class_map}'")
+    if args.dataset and '/' not in args.dataset:
+        _logger.warning('--dataset %s is not of the form TYPE/NAME: the folder of --data-dir is read.', args.dataset)
+    check_fields(args)

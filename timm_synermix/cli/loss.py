@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
+from timm_synermix.cli.checks import naming
 from timm_synermix.cli.kwargs import mixup_active
 
 
@@ -46,7 +45,7 @@ def check_loss(args: argparse.Namespace) -> None:
     from timm.loss import create_classification_loss  # slow to import
 
     kwargs = criterion_kwargs(args)
-    with _flag_named(f'--loss {args.loss}' if args.loss else '--loss'):
+    with naming(f'--loss {args.loss}' if args.loss else '--loss'):
         create_classification_loss(multi_label=args.task == 'multilabel', **kwargs)
 
 
@@ -62,12 +61,12 @@ def criterion_kwargs(args: argparse.Namespace, num_classes: int | None = None) -
     """
     from timm.loss import load_class_stats, resolve_class_weights  # slow to import
 
-    with _flag_named('--class-stats'):
+    with naming('--class-stats'):
         stats = load_class_stats(args.class_stats)
     made = dict(power=args.loss_weight_power, beta=args.loss_weight_beta, max_weight=args.loss_weight_max)
     per_class: dict[str, Any] = {'class_counts': stats[0] if stats and args.loss == 'db' else None}
     for kind in ('pos_weight', 'class_weight'):
-        with _flag_named(flag := f'--loss-{kind.replace("_", "-")}'):
+        with naming(flag := f'--loss-{kind.replace("_", "-")}'):
             per_class[kind] = resolve_class_weights(getattr(args, f'loss_{kind}'), kind, stats, **made)
     for name, values in per_class.items():
         if num_classes is not None and hasattr(values, 'numel') and values.numel() != num_classes:
@@ -82,11 +81,3 @@ def criterion_kwargs(args: argparse.Namespace, num_classes: int | None = None) -
         jsd_splits=args.aug_splits,
         **{name: getattr(args, name) for name in ('bce_target_thresh', 'bce_sum', 'poly_epsilon', 'poly_gamma')},
     )
-
-
-@contextmanager
-def _flag_named(flag: str) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, ValueError, TypeError) as error:
-        raise ValueError(f'{flag}: {error}') from error

@@ -48,11 +48,15 @@ class Rule(NamedTuple):
     ours: bool = False
 
 
+_INT64, _FLOAT32 = 2**63 - 1, 3.4e38
+
+
 _ANY = Range()
 _FROM_0 = Range(0)
 _FROM_1 = Range(1)
 _ABOVE_0 = Range(0, above=True)
 _DTYPE = OneOf(('float32', 'float16', 'bfloat16'))
+_IMG_MODE = OneOf(('1', 'L', 'LA', 'P', 'PA', 'RGB', 'RGBA', 'RGBX', 'CMYK', 'YCbCr', 'LAB', 'HSV', 'I', 'F', 'I;16'))
 _INTERPOLATION = ('nearest', 'bilinear', 'bicubic', 'box', 'hamming', 'lanczos')
 
 # Flags of both scripts have one rule, and every flag has one: a test knows.
@@ -70,7 +74,7 @@ _TIMM = {
     'num_samples': Rule(_FROM_1),
     'dataset_download': Rule(resume='free'),
     'class_map': Rule(resume='epoch', evaluation=True),
-    'input_img_mode': Rule(evaluation=True),
+    'input_img_mode': Rule(_IMG_MODE, evaluation=True),
     'input_key': Rule(evaluation=True),
     'target_key': Rule(evaluation=True),
     'target_format': Rule(evaluation=True),
@@ -92,7 +96,7 @@ _TIMM = {
     'in_chans': Rule(_FROM_1, resume='fixed', evaluation=True),
     'input_size': Rule(_FROM_1, evaluation=True),
     'use_train_size': Rule(),
-    'crop_pct': Rule(_ABOVE_0, evaluation=True),
+    'crop_pct': Rule(Range(0.01, 10), evaluation=True),
     'crop_mode': Rule(OneOf(('center', 'squash', 'border')), evaluation=True),
     'crop_border_pixels': Rule(_FROM_0),
     'mean': Rule(_ANY, evaluation=True),
@@ -110,7 +114,7 @@ _TIMM = {
     'head_init_bias': Rule(_ANY),
     'torchscript': Rule(),
     'torchcompile': Rule(),
-    'torchcompile_mode': Rule(),
+    'torchcompile_mode': Rule(needs='torchcompile'),
     'aot_autograd': Rule(),
     'task': Rule(resume='fixed', evaluation=True),
     'multilabel_threshold': Rule(FRACTION, evaluation=True),
@@ -158,7 +162,7 @@ _TIMM = {
     'weight_decay': Rule(_FROM_0, resume='kept'),
     'clip_grad': Rule(_FROM_0),
     'clip_mode': Rule(OneOf(('norm', 'value', 'agc'))),
-    'layer_decay': Rule(_FROM_0, resume='kept'),
+    'layer_decay': Rule(Range(0, 10), resume='kept'),
     'layer_decay_min_scale': Rule(_FROM_0),
     'layer_decay_no_opt_scale': Rule(_FROM_0),
     'opt_kwargs': Rule(resume='kept'),
@@ -197,7 +201,7 @@ _TIMM = {
     'ratio': Rule(_ABOVE_0, pair=True),
     'hflip': Rule(FRACTION),
     'vflip': Rule(FRACTION),
-    'color_jitter': Rule(_FROM_0),
+    'color_jitter': Rule(Range(0, 10)),
     'color_jitter_prob': Rule(FRACTION),
     'grayscale_prob': Rule(FRACTION),
     'gaussian_blur_prob': Rule(FRACTION),
@@ -335,5 +339,5 @@ def check_values(args: argparse.Namespace) -> None:
         for item in value if isinstance(value, list) else [value]:
             if rule.values is not None:
                 rule.values.check(flag(name), item)
-            if isinstance(item, int) and abs(item) >= 2**63:
-                raise ValueError(f'{flag(name)} must be below 2^63, got {item}')
+            if isinstance(item, (int, float)) and abs(item) > (_INT64 if isinstance(item, int) else _FLOAT32):
+                raise ValueError(f'{flag(name)} must be a number that fits 64 bits or float32, got {item}')

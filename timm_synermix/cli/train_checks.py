@@ -7,7 +7,7 @@ import logging
 import os
 from typing import Any
 
-from timm_synermix.cli.checks import check_amp, check_fields
+from timm_synermix.cli.checks import check_amp, check_compile, check_dataset, naming
 from timm_synermix.cli.kwargs import mixup_active
 from timm_synermix.cli.loss import check_loss
 from timm_synermix.cli.rules import check_values, flag
@@ -26,7 +26,8 @@ def check_args(args: argparse.Namespace) -> None:
         raise ValueError('--naflex-loader is not supported by this script; use the one of timm')
     check_values(args)
     check_amp(args)
-    check_fields(args)
+    check_dataset(args)
+    check_compile(args)
     if mixup_active(args) and args.batch_size % 2:
         raise ValueError(f'--batch-size must be even with --mixup or --cutmix, got {args.batch_size}')
     if args.resume == 'auto' and not args.experiment:
@@ -52,6 +53,7 @@ def check_args(args: argparse.Namespace) -> None:
         _check_synermix_args(args)
     _check_cohesion_args(args)
     check_loss(args)
+    _check_augmentation(args)
 
 
 def _check_synermix_args(args: argparse.Namespace) -> None:
@@ -98,6 +100,14 @@ def _check_manifold_mixup_args(args: argparse.Namespace) -> None:
             f'--mixup-mode {args.mixup_mode}': args.mixup_mode != 'batch',
         },
     )
+
+
+def _check_augmentation(args: argparse.Namespace) -> None:
+    if args.aa and not args.no_aug:
+        from timm.data import create_transform  # slow to import
+
+        with naming(f'--aa {args.aa}'):
+            create_transform(32, is_training=True, auto_augment=args.aa)
 
 
 def _check_small_image_args(args: argparse.Namespace) -> None:

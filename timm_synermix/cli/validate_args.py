@@ -7,7 +7,7 @@ import importlib.util
 import os
 import tempfile
 
-from timm_synermix.cli.checks import TrainParser, check_amp, check_fields
+from timm_synermix.cli.checks import TrainParser, check_amp, check_compile, check_dataset
 from timm_synermix.cli.common_args import (
     add_compile_args,
     add_data_args,
@@ -158,7 +158,8 @@ def check_args(args: argparse.Namespace) -> None:
     check_amp(args)
     _check_supported(args)
     _check_files(args)
-    check_fields(args)
+    check_dataset(args)
+    check_compile(args)
     if args.real_labels and args.valid_labels:
         raise ValueError('--real-labels and --valid-labels cannot be used together: real labels are of all classes')
     if args.compare and args.checkpoint:

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, parse_flag_from_env
 from timm.utils import NativeScaler
 
+from timm_synermix.cli.checks import naming
 from timm_synermix.engine.checkpoint import output_root
 from timm_synermix.engine.trackers import tracker_names
 
@@ -57,7 +58,8 @@ def create_train_accelerator(args: argparse.Namespace) -> Accelerator:
         ValueError: The device is not there, or cannot do what the flags ask of it.
     """
     for module in args.device_modules or ():
-        importlib.import_module(module)
+        with naming('--device-modules'):
+            importlib.import_module(module)
     if args.sync_bn and args.device.startswith('cpu'):
         raise ValueError('--sync-bn needs a GPU, got --device cpu')
     _check_distribution(None)

@@ -27,7 +27,7 @@ from timm.task import (
 from timm.utils import unwrap_model
 from torch import nn
 
-from timm_synermix.cli.checks import replaced
+from timm_synermix.cli.checks import naming, replaced
 from timm_synermix.cli.kwargs import mixup_active, mixup_kwargs, synermix_task_kwargs
 from timm_synermix.cli.loss import criterion_kwargs
 from timm_synermix.data.classes import class_names, class_to_idx
@@ -190,7 +190,8 @@ def create_trained(args: argparse.Namespace, model: nn.Module, data_config: dict
     task = create_task(args, model, mixup_fn)
     # Parameters are named by the model; a distillation task may train a projection besides.
     trained = getattr(task.trainable_module, 'trainable', task.trainable_module) if args.kd_model_name else model
-    optimizer = create_optimizer_v2(trained, **optimizer_kwargs(cfg=args), **args.opt_kwargs)
+    with naming(f'--opt {args.opt}' + (f' --opt-kwargs {args.opt_kwargs}' if args.opt_kwargs else '')):
+        optimizer = create_optimizer_v2(trained, **optimizer_kwargs(cfg=args), **args.opt_kwargs)
     if args.model_ema:
         ema_device = torch.device('cpu') if args.model_ema_force_cpu else None
         task.setup_ema(decay=args.model_ema_decay, use_warmup=args.model_ema_warmup, device=ema_device)
@@ -250,11 +251,12 @@ def create_schedule(
         ValueError: --start-epoch or --stop-epoch is beyond the run.
     """
     lrs = [group['lr'] for group in trained.optimizer.param_groups]  # of the checkpoint
-    trained.scheduler, num_epochs = create_scheduler_v2(
-        trained.optimizer,
-        **scheduler_kwargs(args, decreasing_metric=eval_metric == 'loss'),
-        updates_per_epoch=place.updates_per_epoch,
-    )
+    with naming(f'--sched {args.sched}'):
+        trained.scheduler, num_epochs = create_scheduler_v2(
+            trained.optimizer,
+            **scheduler_kwargs(args, decreasing_metric=eval_metric == 'loss'),
+            updates_per_epoch=place.updates_per_epoch,
+        )
     if args.stop_epoch is not None and args.stop_epoch > num_epochs:
         raise ValueError(f'--stop-epoch must be at most the {num_epochs} epochs of the run, got {args.stop_epoch}')
     if args.start_epoch is not None and args.start_epoch > num_epochs:
