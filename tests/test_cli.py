@@ -479,6 +479,7 @@ def test_what_synermix_cannot_be_used_with(monkeypatch, capsys, flags):
         (['--interpolation', 'best'], '--interpolation must be one of nearest,'),
         (['--split-bn'], '--split-bn needs --aug-splits'),
         (['--smoothing', '2'], '--smoothing must be in [0, 1], got 2.0'),
+        (['--tta', '2'], '--tta must be in [0, 1], got 2'),
         (['--log-interval', '0'], '--log-interval must be at least 1, got 0'),
         (['--mixup', 'nan'], '--mixup must be at least 0, got nan'),
         (

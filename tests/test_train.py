@@ -13,7 +13,7 @@ import timm
 import torch
 from conftest import SMALL, assert_same_run, make_image_folder, make_run
 from safetensors.torch import load_file, save_file
-from timm.task import ClassificationEvaluator, ClassificationTask, resume_task_checkpoint
+from timm.task import ClassificationTask, resume_task_checkpoint
 from torch import nn
 
 import train
@@ -432,7 +432,7 @@ def test_compile(run_train):
 
 BAD = {
     '--data-dir /nowhere': (['--data-dir', '/nowhere'], '--data-dir must be a folder'),
-    'one class': (['--data-dir', '{root}/train/a'], 'at least two classes'),
+    'one class': (['--data-dir', '{root}/train/a', '--val-split', ''], 'expected a folder for each class'),
     'classes': (['--num-classes', '3'], '--num-classes must cover all 4 classes of the training set, got 3'),
     'model': (['--model', 'resnet81'], "--model must be a timm model, got 'resnet81'; did you mean"),
     'no classifier': (['--num-classes', '0'], '--model test_efficientnet has no classifier'),
@@ -646,16 +646,6 @@ def test_channels_last_reaches_the_model(run_train, monkeypatch):
         layouts.clear()
         run_train('--synermix', *flags)
         assert set(layouts) == {bool(flags)}  # of both views, and in evaluation
-
-
-def test_augmented_copies_are_averaged_in_evaluation():
-    logits = torch.tensor([[2.0, 0.0], [0.0, 1.0], [0.0, 3.0], [1.0, 0.0]])
-    target = torch.tensor([0, 0, 1, 1])
-    accelerator = train.create_train_accelerator(train.parser.parse_args(['--device', 'cpu']))
-    batches = [(logits, target)]
-    for tta, top1 in ((0, 50.0), (2, 100.0)):
-        metrics = train.evaluate(accelerator, nn.Identity(), batches, ClassificationEvaluator('cpu'), tta=tta)
-        assert metrics['top1'] == top1
 
 
 def test_repeated_augmentation_goes_on_without_synermix(run_train):

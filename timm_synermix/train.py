@@ -211,7 +211,7 @@ def evaluate_task(run: Run) -> dict[str, float]:
 def evaluate_model(run: Run, model: nn.Module, log_name: str, with_cohesion: bool) -> dict[str, float]:
     """Metrics of a model on the evaluation images."""
     args, evaluation = run.args, run.evaluation
-    kwargs: dict[str, Any] = dict(channels_last=args.channels_last, tta=args.tta, log_name=log_name)
+    kwargs: dict[str, Any] = dict(channels_last=args.channels_last, log_name=log_name)
     # The processes' parts of a stream may have different lengths, and then not all of them would be asked.
     if not (args.distributed and isinstance(run.loaders.eval.dataset, IterableDataset)):
         kwargs['on_batch'] = run.keeper.stop.check

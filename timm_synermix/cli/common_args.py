@@ -51,7 +51,9 @@ def add_data_args(group: Any) -> None:
         type=str,
         help='PIL mode images are converted to; default by the number of input channels, RGB or L',
     )
-    group.add_argument('--input-key', type=str, help='name of the image field of a dataset')
+    group.add_argument(
+        '--input-key', type=str, help="image field of a dataset; endings of the images of a folder, as '.jpg;.tif'"
+    )
     group.add_argument(
         '--target-key',
         type=str,

@@ -272,7 +272,7 @@ _TIMM = {
     'log_freq': Rule(_FROM_1),
     'val_interval': Rule(_FROM_1, resume='free'),
     'eval_metric': Rule(),
-    'tta': Rule(_FROM_0, resume='free'),
+    'tta': Rule(Range(0, 1), resume='free'),
     'log_wandb': Rule(resume='free'),
     'wandb_project': Rule(resume='free'),
     'wandb_tags': Rule(resume='free'),

@@ -109,7 +109,10 @@ def _add_run_args(parser: argparse.ArgumentParser) -> None:
         'or loss; default: top1, of several labels map',
     )
     group.add_argument(
-        '--tta', type=int, default=0, help='average the logits of this many augmented copies in evaluation'
+        '--tta',
+        type=int,
+        default=0,
+        help='copies of an image in evaluation, of which there is one: more would be different images',
     )
     group.add_argument('--log-wandb', action='store_true', help='log to Weights & Biases')
     group.add_argument('--wandb-project', type=str, help='project to log to')

@@ -31,7 +31,6 @@ def evaluate(
     *,
     channels_last: bool = False,
     amp_dtype: str | None = None,
-    tta: int = 0,
     log_name: str = 'Test',
     feature_hook: FeatureHook | None = None,
     on_features: Callable[[Tensor, Tensor], None] | None = None,
@@ -46,7 +45,6 @@ def evaluate(
         evaluator: timm evaluator, fresh.
         channels_last: Convert images to the channels-last memory layout.
         amp_dtype: Type that torch's autocast computes in; None leaves it to accelerator.
-        tta: Average the logits of this many consecutive images, the augmented copies of one.
         log_name: Start of the log line.
         feature_hook: Hook on the model, or on what is compiled or wrapped in it; needed for on_features.
         on_features: Called with the features `[N, D]` (see `pool_feature`) and targets `[N]` of each batch, read in the
@@ -73,13 +71,8 @@ def evaluate(
                 output, feature = (model(input), None) if feature_hook is None else feature_hook(input, model=model)
             if isinstance(output, (tuple, list)):
                 output = output[0]
-            if tta > 1:
-                output = output.unfold(0, tta, tta).mean(dim=2)
-                target = target[::tta]
             if on_features is not None and feature is not None:
                 feature = pool_feature(feature)
-                if tta > 1:
-                    feature = feature.unflatten(0, (-1, tta)).mean(1)
                 limit = evaluator.max_samples
                 count = len(target) if limit is None else max(0, min(len(target), limit - evaluator.num_samples))
                 on_features(feature[:count], target[:count])
