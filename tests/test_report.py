@@ -451,24 +451,25 @@ def open_in_chromium(url, folder, *flags):
     return process.stdout, process.stderr
 
 
+@pytest.fixture(scope='module')
+def report(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('report')
+    rows = [['epoch', 'train_loss', 'eval_loss', 'eval_top1', 'lr'], [0, 3, 2, 50, 0.1], [1, 2, 1, 60, 0.05]]
+    summary = write_summary(folder / 'summary.csv', rows)
+    names = [EVIL, *(f'A_class_with_a_name_that_is_long_and_has_no_space_{c}' for c in range(29))]
+    args = {'model': 'resnet18', 'output': '/a/long/path' * 20}
+    evaluated = [
+        make_evaluated(
+            f'run {i} ' + 'with_a_long_name' * 4, summary=summary, classes=30, spread=i, args={**args, 'i': i}
+        )
+        for i in (1, 2, 3)
+    ]
+    return write_report(str(folder), evaluated, class_names=names, examples={'clean': torch.rand(8, 3, 8, 8)})
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason='needs Chromium, to open the page in it')
 class TestInBrowser:
-    @pytest.fixture(scope='class')
-    def report(self, tmp_path_factory):
-        folder = tmp_path_factory.mktemp('report')
-        rows = [['epoch', 'train_loss', 'eval_loss', 'eval_top1', 'lr'], [0, 3, 2, 50, 0.1], [1, 2, 1, 60, 0.05]]
-        summary = write_summary(folder / 'summary.csv', rows)
-        names = [EVIL, *(f'A_class_with_a_name_that_is_long_and_has_no_space_{c}' for c in range(29))]
-        args = {'model': 'resnet18', 'output': '/a/long/path' * 20}
-        evaluated = [
-            make_evaluated(
-                f'run {i} ' + 'with_a_long_name' * 4, summary=summary, classes=30, spread=i, args={**args, 'i': i}
-            )
-            for i in (1, 2, 3)
-        ]
-        return write_report(str(folder), evaluated, class_names=names, examples={'clean': torch.rand(8, 3, 8, 8)})
-
     def test_opens_without_an_error(self, report, tmp_path):
         dom, log = open_in_chromium(f'file://{report}', tmp_path)
         assert 'Arguments that differ' in dom
