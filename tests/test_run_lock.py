@@ -1,5 +1,6 @@
 """One training in a folder: the second is refused by the first one's name, and touches nothing."""
 
+import errno
 import os
 import signal
 import socket
@@ -47,9 +48,30 @@ def test_a_folder_is_locked_until_its_process_ends(tmp_path, holder):
     holder.kill()
     holder.wait()
     os.killpg(holder.pid, 0)  # the child is there
-    with lock_folder(str(tmp_path)) as file:
-        file.seek(0)
-        assert file.read() == f'process {os.getpid()} on {socket.gethostname()}\n'
+    lock = lock_folder(str(tmp_path))
+    assert (tmp_path / '.lock').read_text() == f'process {os.getpid()} on {socket.gethostname()}\n'
+    lock.release()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_lock_whose_file_is_taken_away_meanwhile_is_none(tmp_path, monkeypatch):
+    """Its run has ended between the opening and the locking."""
+    import fcntl
+
+    (tmp_path / '.lock').touch()
+    original, calls = fcntl.lockf, []
+
+    def lockf(file, flags):
+        original(file, flags)
+        calls.append(os.fstat(file.fileno()).st_ino)
+        if len(calls) == 1:
+            os.remove(tmp_path / '.lock')
+            (tmp_path / 'keeps the number of the file').touch()
+
+    monkeypatch.setattr(fcntl, 'lockf', lockf)
+    lock = lock_folder(str(tmp_path))
+    assert len(calls) == 2
+    assert os.fstat(lock.file.fileno()).st_ino == (tmp_path / '.lock').stat().st_ino
 
 
 def test_a_folder_that_was_never_locked(tmp_path):
@@ -59,7 +81,7 @@ def test_a_folder_that_was_never_locked(tmp_path):
 
 def test_a_file_system_without_locks(tmp_path, monkeypatch, caplog):
     def lockf(*args):
-        raise OSError(os.errno.ENOLCK if hasattr(os, 'errno') else 37, 'No locks available')
+        raise OSError(errno.ENOLCK, 'No locks available')
 
     monkeypatch.setattr('fcntl.lockf', lockf)
     assert lock_folder(str(tmp_path)) is None
@@ -69,9 +91,8 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch, caplog):
 @pytest.mark.parametrize('resume', [['--resume', 'auto'], [], ['--resume', 'last']])
 def test_a_second_training_in_a_folder_is_refused(run_train, tmp_path, capsys, resume):
     run = run_train()
-    code = HOLD.replace('lock_folder(sys', 'lock_folder(sys', 1)
     process = subprocess.Popen(
-        [sys.executable, '-c', code, str(run.folder)],
+        [sys.executable, '-c', HOLD, str(run.folder)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         start_new_session=True,

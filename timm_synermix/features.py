@@ -184,7 +184,7 @@ def find_classifier_leaves(model: nn.Module, classifier: str | Sequence[str] | N
 def _no_classifier(model: Any) -> str:
     name = (getattr(model, 'default_cfg', None) or {}).get('architecture', type(model).__name__)
     layers = [name for name, module in model.named_modules() if _is_leaf(module)]
-    if hasattr(model, 'get_classifier') or not layers:
+    if hasattr(model, 'get_classifier') or hasattr(model, 'default_cfg') or not layers:
         return (
             f'{name} has no classifier, so there are no features to mix: '
             'it needs a Linear or Conv2d layer that returns the logits (num_classes > 0, not an encoder-only model).'

@@ -88,6 +88,7 @@ _TIMM = {
     'initial_checkpoint': Rule(resume='free'),
     'checkpoint': Rule(),
     'use_ema': Rule(),
+    'no_use_ema': Rule(ours=True),
     'resume': Rule(resume='free'),
     'no_resume_opt': Rule(resume='free'),
     'num_classes': Rule(_FROM_1, resume='fixed', evaluation=True),

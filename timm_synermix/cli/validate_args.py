@@ -81,9 +81,7 @@ def _add_model_args(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--use-ema', action='store_true', help='evaluate the moving average in the checkpoint')
     group.add_argument(
         '--no-use-ema',
-        dest='use_ema',
-        action='store_false',
-        default=False,
+        action='store_true',
         help='evaluate the other weights of a run with --model-ema, whose numbers are those of the moving average',
     )
     add_model_args(group)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
 from typing import Any
@@ -97,25 +95,23 @@ def create_task(args: argparse.Namespace, model: nn.Module, mixup_fn: Mixer | No
     if args.manifold_mixup:  # its L_inter alone: hidden layers are mixed in the task
         return SynerMixTask(model, mixup_fn=mixup_fn, beta=0.0, **common)
     if args.kd_model_name:
-        with _teacher_errors(args.kd_model_name):
-            return _create_distillation_task(args, model, common)
+        return _create_distillation_task(args, model, common)
     if args.task == 'multilabel':
         return MultiLabelClassificationTask(model, threshold=args.multilabel_threshold, **common)
     return ClassificationTask(model, **common)
 
 
-@contextmanager
-def _teacher_errors(name: str) -> Iterator[None]:
-    """Say which model is missing: a teacher has pretrained weights, which may have to be downloaded."""
-    try:
-        yield
-    except (ValueError, AssertionError):
-        raise
-    except Exception as error:  # the hub's client has kinds of its own
-        raise ValueError(f'--kd-model-name: the teacher {name} cannot be had: {load_reason(error)}') from error
-
-
 def _create_distillation_task(args: argparse.Namespace, model: nn.Module, common: dict[str, Any]) -> TrainingTask:
+    try:
+        return _distillation_task(args, model, common)
+    except (ValueError, AssertionError, TypeError):
+        raise
+    except Exception as error:  # a teacher may have to be downloaded, and the hub's client has kinds of its own
+        reason = load_reason(error)
+        raise ValueError(f'--kd-model-name: the teacher {args.kd_model_name} cannot be had: {reason}') from error
+
+
+def _distillation_task(args: argparse.Namespace, model: nn.Module, common: dict[str, Any]) -> TrainingTask:
     common.update(distill_loss_weight=args.distill_loss_weight, task_loss_weight=args.task_loss_weight)
     if args.kd_distill_type == 'feature':
         return FeatureDistillationTask(

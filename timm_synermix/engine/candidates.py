@@ -180,7 +180,7 @@ def _of_run(run_args: dict[str, Any], args: argparse.Namespace, given: frozenset
     if 'use_train_size' not in given:
         taken['use_train_size'] = True  # as in the run's own evaluations; timm's default is a model's size for tests
     averaged = run_args.get('model_ema') and not run_args.get('model_ema_force_cpu')
-    if averaged and 'use_ema' not in given and not path.endswith('.safetensors'):  # which has one set of weights
+    if averaged and not args.no_use_ema and not path.endswith('.safetensors'):  # which has one set of weights
         taken['use_ema'] = True
     return taken
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, TextIO
+from typing import Any
 
 import safetensors.torch
 from safetensors import SafetensorError
@@ -23,7 +23,7 @@ from timm.models import safe_model_name
 from timm.utils import get_outdir, get_state_dict, unwrap_model
 
 from timm_synermix.utils.distributed import lost_worker
-from timm_synermix.utils.files import FolderInUse, lock_folder, replace, replacing, sync
+from timm_synermix.utils.files import FolderInUse, FolderLock, lock_folder, replace, replacing, sync
 from timm_synermix.utils.safe_load import LOAD_ERRORS, check_finite, check_whole, load_content, without_split_bn
 from timm_synermix.utils.summary import trim_summary
 from timm_synermix.utils.timm_private import CheckpointSaver
@@ -136,7 +136,7 @@ class ResumePoint:
     epoch: int = 0
     batch: int = 0
     passed_over: list[str] = field(default_factory=list)
-    lock: TextIO | None = None
+    lock: FolderLock | None = None
 
     @classmethod
     def read(cls, path: str) -> ResumePoint:
@@ -280,9 +280,15 @@ class RunSaver(CheckpointSaver):
         try:
             yield
         except ValueError:
+            self.unlock()
             if self._is_new:
                 shutil.rmtree(self.checkpoint_dir, ignore_errors=True)
             raise
+
+    def unlock(self) -> None:
+        """Let other runs use the folder; the end of the process does so too."""
+        if self._lock is not None:
+            self._lock.release()
 
     def _go_on(self, point: ResumePoint) -> None:
         """Take over the history of a checkpoint of this folder."""

@@ -61,6 +61,9 @@ def stops_told(run: Run) -> Iterator[None]:
             raise
         _logger.error(f'Stopped: {error.strerror}: {error.filename}. {how_to_continue(args)}')
         sys.exit(1)
+    finally:
+        if run.keeper.saver is not None:
+            run.keeper.saver.unlock()
 
 
 def _of_worker(error: RuntimeError) -> str:

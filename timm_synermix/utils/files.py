@@ -54,15 +54,37 @@ class FolderInUse(ValueError):
     """Another process has locked a folder. The message names both."""
 
 
-def lock_folder(folder: str, create: bool = True) -> TextIO | None:
-    """Lock a folder for this process, by an advisory lock of its file `.lock`: the lock ends with the process.
+class FolderLock:
+    """A folder that is locked for this process, until it ends or releases the lock.
+
+    Args:
+        path: The file in the folder which has the lock.
+        file: The same, open.
+    """
+
+    def __init__(self, path: str, file: TextIO) -> None:
+        self.path, self.file = path, file
+        file.truncate(0)
+        file.write(f'process {os.getpid()} on {socket.gethostname()}\n')
+        file.flush()
+
+    def release(self) -> None:
+        """Unlock the folder, and take the file away."""
+        if not self.file.closed:
+            with suppress(OSError):
+                os.remove(self.path)
+            self.file.close()
+
+
+def lock_folder(folder: str, create: bool = True) -> FolderLock | None:
+    """Lock a folder for this process, by an advisory lock of its file `.lock`.
 
     Args:
         folder: The folder.
-        create: Lock it also if no process has ever done so; otherwise nothing is written then.
+        create: Lock it also if there is no such file; otherwise nothing is written then.
 
     Returns:
-        The file, which is to be kept open. None if the folder's file system cannot lock, or without create.
+        None if the folder's file system cannot lock, or without create.
 
     Raises:
         FolderInUse: Another process has the lock.
@@ -72,22 +94,22 @@ def lock_folder(folder: str, create: bool = True) -> TextIO | None:
         return None
     import fcntl  # not on Windows
 
-    try:
-        file = open(path, 'a+')  # noqa: SIM115
-    except OSError:  # whoever writes to the folder will say so
-        return None
-    try:
-        # Of the process, unlike flock: loader workers, which may live on for a moment, do not have it.
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        file.seek(0)
-        holder = file.read().strip()
-        file.close()
-        if error.errno in (errno.EAGAIN, errno.EACCES):
-            raise FolderInUse(f'{folder} is in use by {holder or "another process"}') from error
-        _logger.warning(f'{folder} cannot be locked ({error.strerror}): take care that one run at a time uses it.')
-        return None
-    file.truncate(0)
-    file.write(f'process {os.getpid()} on {socket.gethostname()}\n')
-    file.flush()
-    return file
+    while True:
+        try:
+            file = open(path, 'a+')  # noqa: SIM115
+        except OSError:  # whoever writes to the folder will say so
+            return None
+        try:
+            # Of the process, unlike flock: loader workers, which may live on for a moment, do not have it.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            holder = file.read().strip()
+            file.close()
+            if error.errno in (errno.EAGAIN, errno.EACCES):
+                raise FolderInUse(f'{folder} is in use by {holder or "another process"}') from error
+            _logger.warning(f'{folder} cannot be locked ({error.strerror}): take care that one run at a time uses it.')
+            return None
+        if os.path.exists(path) and os.path.samestat(os.stat(path), os.fstat(file.fileno())):
+            return FolderLock(path, file)
+        file.close()  # its run has ended just now, and has taken the file away
