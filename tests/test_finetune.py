@@ -10,11 +10,12 @@ from safetensors.torch import save_file
 from timm.data.readers.reader_image_folder import ReaderImageFolder
 from timm.models.resnet import ResNet
 
+import train
 from timm_synermix.data.classes import class_names, dataset_targets
 from timm_synermix.data.dataset_factory import create_dataset
 from timm_synermix.features import find_classifier_leaves
 from timm_synermix.models import resnet_cifar as cifar_resnet
-from timm_synermix.models.factory import freeze_backbone
+from timm_synermix.models.factory import build_model, freeze_backbone
 
 
 @pytest.mark.parametrize('suffix', ['pth', 'safetensors'])
@@ -148,3 +149,25 @@ def test_an_unreadable_image_in_memory(run_train, tmp_path, image_folder, caplog
 def test_a_frozen_network_should_have_weights(run_train, caplog):
     run_train('--freeze')
     assert '--freeze without weights' in caplog.text
+
+
+def test_every_head_of_a_model_is_scaled():
+    """DeiT's distilled form has two; the rest of the model stays."""
+    args = ['--device', 'cpu', '--num-classes', '5', '--img-size', '32']
+    models = []
+    for flags in ([], ['--head-init-scale', '0.5', '--head-init-bias', '-2']):
+        torch.manual_seed(0)
+        parsed = train.parser.parse_args(['--model', 'deit_tiny_distilled_patch16_224', *args, *flags])
+        parsed.distributed = False
+        models.append(build_model(timm.create_model, parsed)[0])
+        assert models[-1].training
+    plain, scaled = (model.state_dict() for model in models)
+    for name, value in plain.items():
+        if name.startswith('head'):
+            expected = value / 2 if name.endswith('weight') else torch.full_like(value, -2)
+            assert torch.equal(scaled[name], expected)
+        else:
+            assert torch.equal(scaled[name], value)
+    assert {name for name in plain if name.startswith('head')} == {
+        f'{head}.{part}' for head in ('head', 'head_dist') for part in ('weight', 'bias')
+    }

@@ -435,11 +435,23 @@ BAD = {
     'one class': (['--data-dir', '{root}/train/a', '--val-split', ''], 'expected a folder for each class'),
     'classes': (['--num-classes', '3'], '--num-classes must cover all 4 classes of the training set, got 3'),
     'model': (['--model', 'resnet81'], "--model must be a timm model, got 'resnet81'; did you mean"),
-    'no classifier': (['--num-classes', '0'], '--model test_efficientnet has no classifier'),
+    'no classifier': (['--num-classes', '0'], '--num-classes must be at least 1, got 0'),
     'cuda': (['--device', 'cuda'], '--device cuda: there is no CUDA device here'),
     'float16': (['--amp'], '--amp on the CPU needs --amp-dtype bfloat16'),
     'resume': (['--resume', '/nowhere.pth.tar'], '--resume must be a checkpoint file'),
     'weights': (['--initial-checkpoint', '/nowhere.pth'], '--initial-checkpoint must be a file of weights'),
+    'image size': (
+        ['--model', 'test_vit', '--img-size', '50'],
+        '--img-size: --model test_vit cannot take images of 3x50x50: Input height (50) should be divisible',
+    ),
+    'interpolation': (
+        ['--aa', 'rand-m9', '--train-interpolation', 'lanczos'],
+        '--train-interpolation must be random, nearest, bilinear or bicubic with --aa, whose rotations have no other',
+    ),
+    'splits': (
+        ['--aug-splits', '3', '--mixup', '0.2'],
+        '--aug-splits cannot be used together with --mixup or --cutmix',
+    ),
     'few images': (['--batch-size', '32'], '--batch-size must be at most the number of training'),
     'split': (['--val-split', 'tset'], "has no split 'tset', only train, validation"),
     'output': (['--output', '/dev/null/runs'], "--output: cannot write to the run's folder /dev/null/runs/run"),
@@ -448,7 +460,7 @@ BAD = {
     'optimizer': (['--opt', 'sgdd'], 'sgdd'),
     'stop': (['--stop-epoch', '9'], '--stop-epoch must be at most the 1 epochs'),
     'loss': (['--loss', 'asl', '--mixup', '1'], 'does not support Mixup'),
-    'loss name': (['--loss', 'mse'], "Unknown loss type 'mse'"),
+    'loss name': (['--loss', 'mse'], "--loss must be one of ce, bce, asl, poly, jsd, twoway, zlpr, db, got 'mse'"),
     'sched': (['--sched', 'linear'], "Unknown scheduler 'linear'"),
     'eval metric': (['--eval-metric', 'f1'], '--eval-metric must be one of loss, top1, top5, got f1'),
     'layer': (
@@ -458,15 +470,18 @@ BAD = {
     'checkpointing': (['--manifold-mixup', '1', '--grad-checkpointing'], 'alone with gradient checkpointing'),
     'two mixers': (['--manifold-mixup', '1', '--mixup', '1'], '--manifold-mixup and --mixup or --cutmix cannot be'),
     'mode': (['--manifold-mixup', '1', '--mixup-mode', 'elem'], '--manifold-mixup and --mixup-mode elem cannot be'),
-    'sizes': (['--synermix-batch', 'fixed', '--synermix-supplement', 'clean'], '--synermix-batch fixed needs'),
+    'sizes': (
+        ['--synermix-batch', 'fixed', '--synermix-supplement', 'clean'],
+        '--synermix-batch fixed and --synermix-supplement clean cannot be used together',
+    ),
     'bank': (
         ['--synermix-gather', '--synermix-singletons', 'bank'],
-        '--synermix-gather and --synermix-singletons bank',
+        '--synermix-singletons bank and --synermix-gather cannot be used together',
     ),
     'repeats': (['--aug-repeats', '3', '--synermix-singletons', 'bank'], 'bank and --aug-repeats cannot be used'),
     'interval': (
         ['--synermix-interval', '2', '--synermix-beta', '1'],
-        '--synermix-interval needs --synermix-beta below 1',
+        '--synermix-interval must be 1 with --synermix-beta 1',
     ),
     'long interval': (
         ['--synermix-interval', '4'],
@@ -482,7 +497,7 @@ def test_bad_input(run_train, image_folder, tmp_path, capsys, name):
     flags, message = BAD[name]
     flags = [flag.format(root=image_folder) for flag in flags]
     with pytest.raises(SystemExit) as error:
-        run_train(*([] if name == 'few images' else ['--synermix']), *flags)
+        run_train(*([] if name in ('few images', 'splits') else ['--synermix']), *flags)
     assert error.value.code == 2
     text = capsys.readouterr().err
     assert message in text

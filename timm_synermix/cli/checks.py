@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
@@ -107,9 +106,7 @@ def check_compile(args: argparse.Namespace) -> None:
 
 
 def check_dataset(args: argparse.Namespace) -> None:
-    """Refuse a class map that is not there; warn of a data set's name that says nothing."""
-    if args.class_map and not os.path.isfile(args.class_map):
-        raise ValueError(f"--class-map must be a file that exists, got '{args.class_map}'")
+    """Warn of a data set's name that says nothing; refuse fields of one that has none."""
     if args.dataset and '/' not in args.dataset:
         _logger.warning('--dataset %s is not of the form TYPE/NAME: the folder of --data-dir is read.', args.dataset)
     check_fields(args)

@@ -103,7 +103,15 @@ def _check_manifold_mixup_args(args: argparse.Namespace) -> None:
 
 
 def _check_augmentation(args: argparse.Namespace) -> None:
+    if mixup_active(args) and args.aug_splits:
+        raise ValueError('--aug-splits cannot be used together with --mixup or --cutmix')
     if args.aa and not args.no_aug:
+        if args.train_interpolation in ('box', 'hamming', 'lanczos'):
+            others = 'random, nearest, bilinear or bicubic'
+            raise ValueError(
+                f'--train-interpolation must be {others} with --aa, whose rotations have no other, got '
+                f'{args.train_interpolation}'
+            )
         from timm.data import create_transform  # slow to import
 
         with naming(f'--aa {args.aa}'):

@@ -121,12 +121,13 @@ def build_model(create_model: Callable[..., Any], args: argparse.Namespace) -> t
     if args.initial_checkpoint:
         load_weights(model, args.initial_checkpoint, f'--initial-checkpoint: {args.initial_checkpoint}', args.model)
     if args.head_init_scale is not None or args.head_init_bias is not None:
-        _init_head(model.get_classifier(), args.head_init_scale, args.head_init_bias)
+        _init_heads(model, args.head_init_scale, args.head_init_bias)
     if args.freeze:
         freeze_backbone(model)
+    data_config = resolve_input_data_config(model, args=vars(args))
+    _check_takes(model, args, data_config['input_size'])
     if args.grad_checkpointing:
         model.set_grad_checkpointing(enable=True)
-    data_config = resolve_input_data_config(model, args=vars(args))
     return _place_model(args, model), data_config
 
 
@@ -149,12 +150,38 @@ def freeze_backbone(model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def _init_head(head: Any, scale: float | None, bias: float | None) -> None:
-    if scale is not None:
-        head.weight.mul_(scale)
-        head.bias.mul_(scale)
-    if bias is not None:
-        nn.init.constant_(head.bias, bias)
+def _init_heads(model: nn.Module, scale: float | None, bias: float | None) -> None:
+    """Scale the initial weights of every classifier of a model, and set its bias if it has one."""
+    for name in find_classifier_leaves(model):
+        head: Any = model.get_submodule(name)
+        if scale is not None:
+            for parameter in head.parameters():
+                parameter.mul_(scale)
+        if bias is not None and head.bias is not None:
+            nn.init.constant_(head.bias, bias)
+
+
+@torch.no_grad()
+def _check_takes(model: nn.Module, args: argparse.Namespace, input_size: tuple[int, int, int]) -> None:
+    """Show a model one black image, if images are to have another size than it was made for.
+
+    Raises:
+        ValueError: It cannot take images of that size.
+    """
+    if tuple(input_size) == (getattr(model, 'pretrained_cfg', None) or {}).get('input_size'):
+        return
+    image = torch.zeros(1, *input_size, device=next(model.parameters()).device)
+    if args.channels_last:
+        image = image.contiguous(memory_format=torch.channels_last)
+    training = model.training
+    try:
+        model.eval()(image)
+    except (AssertionError, RuntimeError, ValueError, IndexError, ZeroDivisionError) as error:
+        size = 'x'.join(map(str, input_size))
+        reason = ' '.join(str(error).split()) or type(error).__name__
+        raise ValueError(f'--img-size: --model {args.model} cannot take images of {size}: {reason}') from error
+    finally:
+        model.train(training)
 
 
 def _place_model(args: argparse.Namespace, model: nn.Module) -> nn.Module:
