@@ -16,9 +16,11 @@ import yaml
 from conftest import ROOT
 
 import train
+from timm_synermix.cli.checks import UsageError
 from timm_synermix.cli.common_args import ParseKwargs
 from timm_synermix.cli.loss import criterion_kwargs
 from timm_synermix.cli.rules import RULES, Rule, check_values
+from timm_synermix.cli.timm_args import TIMM_VERSION
 from timm_synermix.cli.validate_args import create_parser as create_validate_parser
 from timm_synermix.utils.checks import Range
 
@@ -350,7 +352,7 @@ def test_args_yaml_of_timm(monkeypatch, tmp_path):
         (b'experiment: caf\xe9', 'cannot read'),
         (b'epochs: 2026-13-45', 'cannot read .* month must be in 1..12'),
         (b'epochs: ' + b'9' * 5000, 'cannot read'),
-        (b'[' * 5000, 'cannot read'),
+        (b'[' * 1000, 'cannot read'),
         (b'a: &a [1,1,1,1,1,1,1,1,1,1]\n' + b''.join(
             b'%c: &%c [%s]\n' % (b, b, b','.join([b'*%c' % (b - 1)] * 10)) for b in b'bcdefghij'
         ), 'must hold at most 10000 values'),
@@ -486,6 +488,17 @@ def test_what_synermix_cannot_be_used_with(monkeypatch, capsys, flags):
             ['--target-key', 'x'],
             '--target-key needs --dataset hfds/, hfids/, tfds/ or wds/NAME, got a folder of images',
         ),
+        (['--aug-splits', '3', '--mixup', '1'], '--aug-splits and --mixup or --cutmix cannot be used together'),
+        (['--aug-splits', '3', '--no-prefetcher'], '--aug-splits and --no-prefetcher cannot be used together'),
+        (['--aa', 'rand-m9', '--train-interpolation', 'box'], '--aa needs --train-interpolation random, nearest,'),
+        (['--aa', 'wild'], '--aa wild: Unknown AA policy wild'),
+        (
+            ['--train-batch-sizes', '8', '4'],
+            '--train-batch-sizes must have a value for each of the 0',
+        ),
+        (['--torchcompile', 'gcc'], '--torchcompile must be one of'),
+        (['--torchcompile', '--torchcompile-mode', 'x'], '--torchcompile-mode must be one of default,'),
+        (['--class-map', 'no.txt'], "--class-map must be a file that exists, got 'no.txt'"),
         (['--no-such-flag'], 'unrecognized arguments: --no-such-flag'),
     ],
 )
@@ -496,6 +509,24 @@ def test_bad_flags_are_one_line_and_exit_code_2(monkeypatch, capsys, flags, mess
     text = capsys.readouterr().err
     assert message in text
     assert text.count('\n') == 1
+
+
+def test_what_is_found_to_be_wrong_while_the_run_is_built(run_train, tmp_path, capsys):
+    for flags, message in [
+        (['--opt', 'adamw', '--opt-betas', '0.9'], '--opt adamw --opt-betas [0.9]: '),
+        (['--opt-kwargs', 'no_such=1'], "--opt sgd --opt-kwargs {'no_such': 1}: "),
+        (['--sched', 'wsd', '--decay-epochs', '9'], '--sched wsd: wsd schedule requires'),
+        (['--device-modules', 'no_such_module'], "--device-modules: No module named 'no_such_module'"),
+    ]:
+        with pytest.raises((SystemExit, UsageError)) as error:
+            run_train(*flags)
+        assert message in str(error.value) + capsys.readouterr().err
+        assert not (tmp_path / 'run').exists()
+
+
+def test_an_empty_text_is_as_if_not_given(monkeypatch, tmp_path):
+    args = parse(monkeypatch, '--gp', '', '--aa', '', '--val-split', '', '-c', config(tmp_path, target_key=''))[0]
+    assert (args.gp, args.aa, args.target_key, args.val_split) == (None, None, None, '')
 
 
 def test_help_lists_every_flag(monkeypatch, capsys):
@@ -519,3 +550,11 @@ def test_what_a_newer_timm_has_is_said_in_lines():
     assert sorted(lines) == [
         'f: a was 1 by default, and is 2', 'f: b is gone', 'f: d is new, by default 3', 'g: e is new'
     ]  # fmt: skip
+
+
+def test_pages_name_the_version_of_timm_whose_flags_these_are():
+    """But for those that say what was measured with."""
+    pages = [ROOT / 'README.md', ROOT / 'hparams' / 'README.md', ROOT / 'pyproject.toml', *(ROOT / 'docs').glob('*.md')]
+    measured = {'benchmarks.md', 'results.md'}
+    text = '\n'.join(page.read_text() for page in pages if page.name not in measured)
+    assert set(re.findall(r'timm(?: |>=)(\d+\.\d+\.\d+)', text)) == {TIMM_VERSION}

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from timm_synermix.cli.rules import RULES, Rule, flag
+from timm_synermix.utils.checks import OneOf
 
 _logger = logging.getLogger(__name__)
 
@@ -103,6 +104,10 @@ def check_compile(args: argparse.Namespace) -> None:
         if args.torchcompile not in list_backends(()):  # those for debugging too
             names = ', '.join(list_backends())
             raise ValueError(f"--torchcompile must be one of {names}, got '{args.torchcompile}'")
+        if args.torchcompile_mode and args.torchcompile == 'inductor':
+            from torch._inductor import list_mode_options
+
+            OneOf(list_mode_options()).check('--torchcompile-mode', args.torchcompile_mode)
 
 
 def check_dataset(args: argparse.Namespace) -> None:

@@ -300,7 +300,7 @@ _OURS = {
     'manifold_mixup': Rule(_FROM_0),
     'manifold_mixup_layers': Rule(needs='manifold_mixup'),
     'freeze': Rule(),
-    'crop_padding': Rule(_FROM_0),
+    'crop_padding': Rule(Range(0, 1024)),
     'cutout': Rule(_FROM_0),
     'in_memory': Rule(resume='free'),
     'strict_data': Rule(resume='free'),

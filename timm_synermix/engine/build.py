@@ -28,6 +28,7 @@ from torch import nn
 from timm_synermix.cli.checks import naming, replaced
 from timm_synermix.cli.kwargs import mixup_active, mixup_kwargs, synermix_task_kwargs
 from timm_synermix.cli.loss import criterion_kwargs
+from timm_synermix.cli.rules import flag
 from timm_synermix.data.classes import class_names, class_to_idx
 from timm_synermix.engine.checkpoint import ResumePoint, RunSaver, experiment_name, output_folder
 from timm_synermix.engine.loaders import create_datasets, create_eval_loader, run_facts
@@ -186,7 +187,8 @@ def create_trained(args: argparse.Namespace, model: nn.Module, data_config: dict
     task = create_task(args, model, mixup_fn)
     # Parameters are named by the model; a distillation task may train a projection besides.
     trained = getattr(task.trainable_module, 'trainable', task.trainable_module) if args.kd_model_name else model
-    with naming(f'--opt {args.opt}' + (f' --opt-kwargs {args.opt_kwargs}' if args.opt_kwargs else '')):
+    given = {flag(name): value for name in ('opt_betas', 'opt_kwargs') if (value := getattr(args, name))}
+    with naming(' '.join([f'--opt {args.opt}', *(f'{name} {value}' for name, value in given.items())])):
         optimizer = create_optimizer_v2(trained, **optimizer_kwargs(cfg=args), **args.opt_kwargs)
     if args.model_ema:
         ema_device = torch.device('cpu') if args.model_ema_force_cpu else None
