@@ -116,13 +116,8 @@ def _check_augmentation(args: argparse.Namespace) -> None:
 
         with naming(f'--aa {args.aa}'):
             create_transform(32, is_training=True, auto_augment=args.aa)
-        if args.train_interpolation in ('box', 'hamming', 'lanczos'):  # Pillow does not rotate and shear with them
-            raise ValueError(
-                f'--aa needs --train-interpolation random, nearest, bilinear or bicubic, got {args.train_interpolation}'
-            )
-    if args.aug_splits and (mixup_active(args) or args.no_prefetcher):
-        other = '--no-prefetcher' if args.no_prefetcher else '--mixup or --cutmix'
-        raise ValueError(f'--aug-splits and {other} cannot be used together')
+    if args.aug_splits and args.no_prefetcher:
+        raise ValueError('--aug-splits and --no-prefetcher cannot be used together')
     for name in ('train_batch_sizes', 'train_size_probs'):
         number = len(args.train_img_sizes or ())
         if getattr(args, name) and len(getattr(args, name)) != number:
