@@ -16,6 +16,7 @@ from timm_synermix.data.augment_ops import mend_augmentation
 from timm_synermix.data.dataset import ReadableImages, SampleDataset, UnreadableImage
 from timm_synermix.data.dataset_factory import create_dataset
 from timm_synermix.data.draws import Draw
+from timm_synermix.data.stream import ReadableStream
 
 HPARAMS = dict(translate_const=5, img_mean=(124, 116, 104), interpolation=Image.Resampling.BILINEAR)
 
@@ -194,3 +195,21 @@ def test_the_synermix_loader_is_mended(tmp_path, monkeypatch):
     for epoch in range(5):
         loader.batch_sampler.set_epoch(epoch)
         assert all(len(y) for _, y in loader)
+
+
+@pytest.mark.parametrize(('bad', 'expected'), [({3}, [0, 1, 2, 2, 4]), ({0}, [1, 1, 2, 3, 4]), ({1, 3}, None)])
+def test_the_sample_before_takes_the_place_in_a_stream(caplog, bad, expected):
+    stream = ReadableStream([(Image.new('RGB', (1, 1), (0, i, 0)), i) for i in range(5)])
+    stream.transform = Fails(bad)
+    if expected is None:
+        with pytest.raises(UnreadableImage, match=r"fails for 2 of the first 4 images of the .*KeyError: 'no such"):
+            list(stream)
+    else:
+        assert list(stream) == [(i, i) for i in expected]
+        assert [record.getMessage() for record in caplog.records] == [
+            "Skipped: an image of the stream cannot be transformed: KeyError: 'no such colour'",
+            'Skipped 1 of 5 images of the stream, the ones before took their place',
+        ]
+    stream.strict = True
+    with pytest.raises(UnreadableImage, match=f'fails for 1 of the first {min(bad) + 1} images'):
+        list(stream)

@@ -411,6 +411,29 @@ def test_numbers_of_a_hugging_face_data_set(hub, tmp_path):
     assert dataset_targets(other).tolist() == [other[i][1] for i in range(3)] == [2, 0, 0]
 
 
+@pytest.mark.filterwarnings('ignore::DeprecationWarning')
+@pytest.mark.parametrize(
+    ('columns', 'message'),
+    [
+        (dict(labels=(-1, -1, -1)), r"split 'train' have no label \(it is -1\): .*--val-split"),
+        (dict(label='kind'), "first image cannot be read, KeyError: 'label' .*--target-key"),
+        (dict(image='photo'), 'first image cannot be read, .*--input-key'),
+        ({}, None),
+    ],
+)
+def test_the_first_image_of_a_stream(hub, tmp_path, columns, message):
+    hub(**columns)
+
+    def create():
+        return create_dataset('hfids/me/cats', str(tmp_path / 'cache'), 'train', num_samples=3, is_training=True)
+
+    if message is None:
+        assert len(create()) == 3
+        return
+    with pytest.raises(ValueError, match=message):
+        create()
+
+
 # Data sets that are not there
 
 
@@ -454,6 +477,19 @@ def test_web_data_sets_that_are_not_there(tmp_path, split, message):
     pytest.importorskip('webdataset', reason='needs the package webdataset')
     with pytest.raises(ValueError, match=message):
         create_dataset('wds/x', root=str(tmp_path), split=split, is_training=True)
+
+
+def test_processes_share_a_number_of_images(tmp_path, monkeypatch):
+    pytest.importorskip('webdataset', reason='needs the package webdataset')
+    with tarfile.open(tmp_path / 'v-0.tar', 'w') as file:
+        file.add(__file__, 'x.txt')
+    create = lambda: create_dataset('wds/x', root=str(tmp_path), split='v-{0..0}.tar')  # noqa: E731
+    create()
+    monkeypatch.setattr('torch.distributed.is_initialized', lambda: True)
+    monkeypatch.setattr('torch.distributed.get_world_size', lambda: 2)
+    monkeypatch.setattr('torch.distributed.get_rank', lambda: 0)
+    with pytest.raises(ValueError, match=r'--val-num-samples .* must say how many images .* for 2 processes to share'):
+        create()
 
 
 def test_tar_files_have_their_endings(image_folder):

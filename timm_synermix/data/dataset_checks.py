@@ -111,3 +111,25 @@ def check_shards(root: str, split: str, reader: Any) -> None:
     missing = [path for path in paths if '://' not in path and 'pipe:' not in path and not os.path.isfile(path)]
     if missing:
         raise ValueError(f"--data-dir: of the split '{split}' there is no {some(missing, 3)}.")
+    if not reader.num_samples and reader.dist_num_replicas > 1:
+        raise ValueError(
+            f"--val-num-samples (validate.py: --num-samples) must say how many images the split '{split}' has, for "
+            f'{reader.dist_num_replicas} processes to share.'
+        )
+
+
+def check_stream(name: str, split: str, dataset: Any) -> None:
+    """Whether the first image of a stream can be read and has a label."""
+    try:
+        first = next(iter(dataset), None)
+    except Exception as error:  # each kind raises kinds of its own
+        raise ValueError(
+            f"--dataset {name}, split '{split}': the first image cannot be read, {type(error).__name__}: {error} "
+            '(--input-key, --target-key).'
+        ) from error
+    label = first and first[1]
+    if isinstance(label, int) and label < 0:
+        raise ValueError(
+            f"The images of --dataset {name}, split '{split}' have no label (it is {label}): choose another split with "
+            '--train-split, --val-split or --split, or another column with --target-key.'
+        )

@@ -11,10 +11,18 @@ from timm import data as timm_data
 from torch.utils.data import IterableDataset
 
 from timm_synermix.data.classes import dataset_targets, read_class_map, renumber
-from timm_synermix.data.dataset_checks import check_columns, check_shards, check_torch, refuse, split_folder
+from timm_synermix.data.dataset_checks import (
+    check_columns,
+    check_shards,
+    check_stream,
+    check_torch,
+    refuse,
+    split_folder,
+)
 from timm_synermix.data.digits import DigitsReader
 from timm_synermix.data.image_folder import FolderReader
 from timm_synermix.data.memory import MemoryDataset
+from timm_synermix.data.stream import ReadableStream
 
 _STREAMS = ('hfids/', 'tfds/', 'wds/')
 _KINDS = ('torch/', 'hfds/', *_STREAMS)
@@ -116,7 +124,9 @@ def _create_other(name: str, root: str | None, split: str, **kwargs: Any) -> Any
         check_columns(name, dataset.reader)
     elif kind.startswith('wds/'):
         check_shards(root or '', split, dataset.reader)
-    return dataset
+    elif kind.startswith('hfids/'):  # another one, because a stream that has begun is not to be given to workers
+        check_stream(name, split, _create_by_timm(name, root, split, **{**kwargs, 'is_training': False}))
+    return ReadableStream(dataset.reader) if kind.startswith(_STREAMS) else dataset
 
 
 def _create_by_timm(name: str, root: str | None, split: str, **kwargs: Any) -> Any:

@@ -24,7 +24,8 @@ def log_overview(what: str, dataset: Any, num_classes: int | None = None) -> Non
     """
     reader = getattr(getattr(dataset, 'dataset', dataset), 'reader', None)
     walk = reader.walk if isinstance(reader, FolderReader) else Walk()
-    line = f'{what}: {len(dataset):,} images{_classes_text(dataset)}'
+    count = f'{len(dataset):,}' if len(dataset) else 'an unknown number of'  # of a stream
+    line = f'{what}: {count} images{_classes_text(dataset)}'
     if walk.ignored:
         line += f'; {walk.ignored.total():,} other files ignored ({endings_text(walk.ignored)})'
     _logger.info(line)

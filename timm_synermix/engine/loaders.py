@@ -21,6 +21,7 @@ from timm_synermix.data.dataset_checks import check_splits
 from timm_synermix.data.dataset_factory import create_dataset, describe
 from timm_synermix.data.overview import log_overview
 from timm_synermix.data.sample_loader import shield
+from timm_synermix.data.stream import ReadableStream
 
 
 def create_datasets(args: argparse.Namespace, in_chans: int, num_classes: int) -> tuple[Any, Any]:
@@ -64,6 +65,9 @@ def create_datasets(args: argparse.Namespace, in_chans: int, num_classes: int) -
             class_to_idx=class_to_idx(train),
             **common,
         )
+    for dataset in (train, validation):
+        if isinstance(dataset, ReadableStream):
+            dataset.strict = args.strict_data
     multilabel = args.task == 'multilabel'
     if not multilabel:
         check_classes(train, validation, num_classes)

@@ -255,6 +255,7 @@ def build_eval_model(create_model: Callable[..., Any], args: argparse.Namespace,
         model, pooled = apply_test_time_pool(model, config)
         if pooled:
             config['crop_pct'] = 1.0
+    _check_takes(model, args, config['input_size'])
     model = model.to(device=device, dtype=getattr(torch, args.model_dtype or 'float32')).eval()
     if args.channels_last:
         model = model.to(memory_format=torch.channels_last)
