@@ -10,7 +10,8 @@ import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from timm_synermix.engine.reporting import ReportedEpoch, _data_name, _which_checkpoint, _which_epoch, best_or_last
+from timm_synermix.engine.reporting import _data_name, _which_checkpoint, _which_epoch, best_or_last
+from timm_synermix.engine.run import ReportedEpoch
 from timm_synermix.metrics.class_moments import ClassTable
 from timm_synermix.report import Evaluated, plots, write_report
 from timm_synermix.report.classes import most_confused, nearest_mean, share_of

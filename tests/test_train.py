@@ -18,7 +18,7 @@ from torch import nn
 
 import train
 from timm_synermix import SynerMixTask, report
-from timm_synermix.engine import build, train_loader
+from timm_synermix.engine import build, task, train_loader
 from timm_synermix.metrics.collection import METRIC_NAMES
 
 FILES = {
@@ -560,7 +560,7 @@ def test_synermix_flags_reach_the_task_and_the_loader(run_train, monkeypatch):
         original = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *args, **kwargs: seen.update(kwargs) or original(*args, **kwargs))
 
-    spy(build, 'SynerMixTask')
+    spy(task, 'SynerMixTask')
     spy(train_loader, 'create_synermix_loader')
     given = dict(beta='0.3', num_mixed='2', forward='fused', singletons='bank', supplement='clean')
     flags = [part for name, value in given.items() for part in (f'--synermix-{name.replace("_", "-")}', value)]

@@ -58,9 +58,9 @@ from timm_synermix.engine.loop import (
 )
 from timm_synermix.engine.loss_guard import LossGuard
 from timm_synermix.engine.progress import TrainProgress
-from timm_synermix.engine.reporting import ReportedEpoch, best_or_last, write_run_report
+from timm_synermix.engine.reporting import best_or_last, write_run_report
 from timm_synermix.engine.resume import find_resume_point
-from timm_synermix.engine.run import Evaluation, Keeper, Run, progress_state, saved_if_stopped
+from timm_synermix.engine.run import Evaluation, Keeper, ReportedEpoch, Run, progress_state, saved_if_stopped
 from timm_synermix.models.factory import build_model
 from timm_synermix.utils.distributed import HostGroup
 from timm_synermix.utils.signals import StopRequest

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 from timm.data import Mixup
@@ -19,8 +19,7 @@ from timm_synermix.engine.loaders import set_epoch
 
 if TYPE_CHECKING:
     from timm_synermix.engine.candidates import Outcome
-    from timm_synermix.engine.run import Run
-    from timm_synermix.metrics import Cohesion
+    from timm_synermix.engine.run import ReportedEpoch, Run
 
 _logger = logging.getLogger(__name__)
 
@@ -31,20 +30,6 @@ _AUGMENTATION = {
     **dict(auto_augment='aa', re_prob='reprob', re_mode='remode', re_count='recount'),
     **dict(interpolation='train_interpolation'),
 }
-
-
-class ReportedEpoch(NamedTuple):
-    """An evaluation of a training run, for its report.
-
-    Attributes:
-        epoch: Index of the epoch.
-        metrics: Accuracy and cohesion.
-        cohesion: With the features.
-    """
-
-    epoch: int
-    metrics: dict[str, float]
-    cohesion: Cohesion
 
 
 def best_or_last(kept: ReportedEpoch | None, new: ReportedEpoch, best_epoch: int | None) -> ReportedEpoch:

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from accelerate import Accelerator
 from torch import Tensor
@@ -23,7 +23,6 @@ from timm_synermix.utils.distributed import HostGroup
 from timm_synermix.utils.signals import Stopped, StopRequest
 
 if TYPE_CHECKING:
-    from timm_synermix.engine.reporting import ReportedEpoch
     from timm_synermix.metrics import Cohesion
 
 
@@ -84,6 +83,20 @@ class Place:
         if self.done_batches and self.resumed_losses is not None:
             self.meter.load_state_dict(self.resumed_losses)
         return self.meter
+
+
+class ReportedEpoch(NamedTuple):
+    """An evaluation of a training run, for its report.
+
+    Attributes:
+        epoch: Index of the epoch.
+        metrics: Accuracy and cohesion.
+        cohesion: With the features.
+    """
+
+    epoch: int
+    metrics: dict[str, float]
+    cohesion: Cohesion
 
 
 @dataclass

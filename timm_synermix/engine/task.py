@@ -1,0 +1,117 @@
+"""The task of a run and its mixing, from the flags of train.py."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from typing import Any
+
+import torch
+from timm.data import Mixup
+from timm.task import (
+    ClassificationTask,
+    FeatureDistillationTask,
+    LogitDistillationTask,
+    MultiLabelClassificationTask,
+    TokenDistillationTask,
+    TrainingTask,
+)
+from torch import nn
+
+from timm_synermix.cli.kwargs import mixup_active, mixup_kwargs, synermix_task_kwargs
+from timm_synermix.cli.loss import criterion_kwargs
+from timm_synermix.task.manifold_mixup import ManifoldMixup
+from timm_synermix.task.mixup import Mixer, RegMixup, create_mixup
+from timm_synermix.task.synermix import SynerMixTask
+from timm_synermix.utils.safe_load import load_reason
+
+_logger = logging.getLogger(__name__)
+
+
+def create_mixup_fn(
+    args: argparse.Namespace, model: nn.Module, input_size: tuple[int, int, int], num_classes: int
+) -> Mixer | None:
+    """The inter-class mixing of the flags, but for that in timm's collate function.
+
+    Raises:
+        ValueError: A layer of Manifold MixUp cannot be mixed.
+    """
+    if args.manifold_mixup:
+        try:
+            mixup_fn = ManifoldMixup(
+                model,
+                num_classes,
+                input_size,
+                alpha=args.manifold_mixup,
+                layers=args.manifold_mixup_layers,
+                prob=args.mixup_prob,
+                label_smoothing=args.smoothing,
+            )
+        except ValueError as error:
+            raise ValueError(f'--manifold-mixup: {error}') from error
+        if args.rank == 0:
+            _logger.info(f'Manifold MixUp of {", ".join(mixup_fn.layers)}, alpha {args.manifold_mixup:g}')
+        return mixup_fn
+    if not mixup_active(args):
+        return None
+    kwargs = mixup_kwargs(args, num_classes)
+    if args.regmixup:
+        return RegMixup(create_mixup(**kwargs))
+    if args.synermix:
+        return create_mixup(**kwargs)
+    return Mixup(**kwargs) if args.no_prefetcher else None
+
+
+def create_task(args: argparse.Namespace, model: nn.Module, mixup_fn: Mixer | None) -> TrainingTask:
+    """The training task: SynerMix, distillation, multi-label or plain classification."""
+    common: dict[str, Any] = dict(
+        criterion_kwargs=criterion_kwargs(args, args.num_classes),
+        device=torch.device(args.device),
+        dtype=getattr(torch, args.model_dtype or 'float32'),
+        verbose=args.rank == 0,
+    )
+    if args.synermix:
+        if args.synermix_gather and not args.distributed:
+            _logger.warning('--synermix-gather has no effect in one process.')
+        inter_task = _create_distillation_task(args, model, dict(common)) if args.kd_model_name else None
+        return SynerMixTask(model, mixup_fn=mixup_fn, inter_task=inter_task, **synermix_task_kwargs(args), **common)
+    if args.manifold_mixup:  # its L_inter alone: hidden layers are mixed in the task
+        return SynerMixTask(model, mixup_fn=mixup_fn, beta=0.0, **common)
+    if args.kd_model_name:
+        return _create_distillation_task(args, model, common)
+    if args.task == 'multilabel':
+        return MultiLabelClassificationTask(model, threshold=args.multilabel_threshold, **common)
+    return ClassificationTask(model, **common)
+
+
+def _create_distillation_task(args: argparse.Namespace, model: nn.Module, common: dict[str, Any]) -> TrainingTask:
+    try:
+        return _distillation_task(args, model, common)
+    except (ValueError, AssertionError, TypeError):
+        raise
+    except Exception as error:  # a teacher may have to be downloaded, and the hub's client has kinds of its own
+        reason = load_reason(error)
+        raise ValueError(f'--kd-model-name: the teacher {args.kd_model_name} cannot be had: {reason}') from error
+
+
+def _distillation_task(args: argparse.Namespace, model: nn.Module, common: dict[str, Any]) -> TrainingTask:
+    common.update(distill_loss_weight=args.distill_loss_weight, task_loss_weight=args.task_loss_weight)
+    if args.kd_distill_type == 'feature':
+        return FeatureDistillationTask(
+            model,
+            args.kd_model_name,
+            student_feature_dim=args.kd_student_feature_dim,
+            teacher_feature_dim=args.kd_teacher_feature_dim,
+            **common,
+        )
+    if args.kd_distill_type == 'token':
+        return TokenDistillationTask(
+            model,
+            args.kd_model_name,
+            distill_type=args.kd_token_distill_type,
+            temperature=args.kd_temperature,
+            **common,
+        )
+    return LogitDistillationTask(
+        model, args.kd_model_name, loss_type=args.kd_loss_type, temperature=args.kd_temperature, **common
+    )
