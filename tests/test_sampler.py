@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from torch.utils.data import DistributedSampler
+from torch.utils.data import DistributedSampler, SequentialSampler
 
 from timm_synermix import SupplementBatchSampler
 from timm_synermix.data.draws import Views, image_of
@@ -83,6 +83,14 @@ def test_a_pure_function_of_seed_epoch_and_rank():
     assert epochs[0] != epochs[1]
     assert list(create(targets, 32, seed=1)) != epochs[0]
     assert first.epoch == 1
+
+    still = SequentialSampler(targets)  # whose epochs are alike: partners and places are drawn anew all the same
+    still.epoch, still.set_epoch = 0, lambda epoch: setattr(still, 'epoch', epoch)
+    epochs = []
+    for epoch in (0, 1):
+        still.set_epoch(epoch)
+        epochs.append(list(SupplementBatchSampler(still, targets, 32)))
+    assert epochs[0] != epochs[1]
 
     shared_order = [list(range(len(targets)))] * 2  # the ranks differ in their partners even for the same shard
     ranks = []
