@@ -7,7 +7,7 @@ import operator
 import re
 import shlex
 import statistics
-from functools import cache, reduce
+from functools import cache, partial, reduce
 from itertools import islice
 
 import matplotlib
@@ -18,6 +18,7 @@ import torch
 from conftest import ROOT
 from PIL import Image
 from timm.data import resolve_data_config
+from timm.loss import SoftTargetCrossEntropy
 from torch.utils.data import DistributedSampler
 
 import train
@@ -75,7 +76,7 @@ def timm_script(image_folder):
         device=torch.device('cpu'),
         dataset_train=create_dataset('', root=str(image_folder), split='train'),
         data_config=resolve_data_config(dict(img_size=32), model=model),
-        criterion_kwargs=dict(smoothing=0.1),
+        train_loss_fn=SoftTargetCrossEntropy(),
         mixup_active=True,
         mixup_args=dict(mixup_alpha=0.2, cutmix_alpha=1.0, prob=1.0, mode='batch', label_smoothing=0.1, num_classes=4),
     )
@@ -145,6 +146,27 @@ def test_mixers():
         assert result['loss'].isfinite()
     _, soft = scope['mix_squares'](torch.randn(4, 3, 8, 8), torch.arange(4))
     assert soft.sum(1).tolist() == [1.0] * 4
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings('ignore')  # Lightning's advice on workers and loggers
+def test_lightning(image_folder, tmp_path, monkeypatch):
+    lightning = pytest.importorskip('lightning')
+    monkeypatch.chdir(tmp_path)
+    quiet = dict(accelerator='cpu', logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    monkeypatch.setattr(lightning, 'Trainer', partial(lightning.Trainer, **quiet))
+    scope = dict(
+        dataset=create_dataset('', root=str(image_folder), split='train'),
+        model=timm.create_model('test_resnet', num_classes=4),
+        device=torch.device('cpu'),
+    )
+    (snippet,) = snippets('docs/integrate.md', 'PyTorch Lightning')
+    snippet = snippet.replace('input_size=224, batch_size=64', 'input_size=32, batch_size=8, num_workers=0')
+    exec(snippet, scope)
+    steps = 2 * len(scope['loader'])
+    assert scope['trainer'].global_step == steps
+    assert scope['trainer'].model.synermix.task.num_batches == steps
+    assert {'loss', 'intra_loss', 'inter_loss'} <= scope['trainer'].callback_metrics.keys()
 
 
 @pytest.mark.parametrize(('page', 'section'), [('README.md', 'Your own loop'), ('docs/integrate.md', 'A loop that')])

@@ -3,6 +3,7 @@
 import csv
 import json
 import logging
+import re
 import sys
 
 import pytest
@@ -186,11 +187,159 @@ def test_validate_measures_cohesion(run):
     assert alone['top1'] == results['top1']
 
 
-def refusal(run, capsys, *args, **kwargs):
-    """The one line, and that nothing was written."""
-    with pytest.raises(SystemExit) as stop:
-        run(*args, **kwargs)
-    assert stop.value.code == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if 'error' in line]
-    assert len(lines) == 1
-    return lines[0]
+@pytest.fixture
+def refusal(run, capsys, tmp_path):
+    """A run with --synermix ends with exit code 2, in one line that has the message, before any step."""
+
+    def refusal(message, script, *flags, text=None):
+        with pytest.raises(SystemExit) as stop:
+            run(script, '--synermix', *flags, text=text)
+        assert stop.value.code == 2
+        lines = [line for line in capsys.readouterr().err.splitlines() if 'error: ' in line or 'Loss: ' in line]
+        assert len(lines) == 1
+        assert re.search(message, lines[0])
+        assert not list(tmp_path.glob('run/*.csv'))
+
+    return refusal
+
+
+@both
+@pytest.mark.parametrize(
+    ('flags', 'message'),
+    [
+        (['--synermix-beta', '1.5'], r'--synermix-beta must be in \[0, 1\], got 1.5'),
+        (['--manifold-mixup', '1', '--mixup', '0.2'], '--manifold-mixup and --mixup or --cutmix cannot be used'),
+        (['--synermix-batch', 'fixed', '--synermix-supplement', 'clean'], 'fixed and --synermix-supplement clean'),
+        (['--synermix-interval', '2', '--synermix-beta', '1'], '--synermix-interval must be 1 with --synermix-beta 1'),
+        (['-b', '1'], 'batch_size must be at least 2'),
+        (['--model', 'test_vit', '--torchscript'], '--synermix and --torchscript cannot be used together'),
+        (['--kd-model-name', 'resnet50'], '--synermix and --kd-model-name cannot be used together'),
+    ],
+)
+def test_bad_flags_are_one_line(script, flags, message, run, refusal):
+    added = "parser.add_argument('--torchscript', action='store_true')\nparser.add_argument('--kd-model-name')\n"
+    refusal(
+        message, script, *flags, text=edited(script, ("for name in ('model-ema'", added + "for name in ('model-ema'"))
+    )
+
+
+OWN_LOADER = """
+def own_loader(dataset, batch_size, collate_fn=None, **kwargs):
+    loader = create_loader(dataset, batch_size=batch_size, is_training=False, **{
+        k: v for k, v in kwargs.items() if k in ('input_size', 'use_prefetcher', 'device', 'num_workers')})
+    return loader
+
+
+def main"""
+CHANGED = {
+    'its own loader': (
+        [('loader_train = create_loader(', 'loader_train = own_loader('), ('\ndef main', OWN_LOADER)],
+        'must be that of the training loader|do not come from the training loader of timm.data.create_loader',
+    ),
+    'its own mixup': (
+        [('import torch\n', 'import torch\nfrom timm.data.mixup import mixup_target\n'),
+         ('            if mixup_fn is not None:', '            target = mixup_target(target, 3)\n            if 0:')],
+        'target',
+    ),
+    'another collate_fn': (
+        [('        collate_fn=collate_fn', '        collate_fn=torch.utils.data.default_collate')],
+        "collate_fn must be timm's FastCollateMixup or none, got function",
+    ),
+    'flags of SynerMix': (
+        [("parser.add_argument('-b'", "parser.add_argument('--synermix', action='store_true')\nparser.add_argument('-b'")],
+        'has flags of SynerMix itself',
+    ),
+}  # fmt: skip
+CHANGED_LOSS = {
+    'distillation': (
+        [('\ndef main', """
+class Distillation(torch.nn.Module):
+    def __init__(self, loss, teacher, weight):
+        super().__init__()
+        self.loss, self.teacher, self.weight = loss, teacher, weight
+
+    def forward(self, input, output, target):
+        return self.loss(output, target) + (self.weight * output.square().mean() if self.weight else 0)
+
+
+def main"""),
+         ('train_loss_fn = train_loss_fn', 'train_loss_fn = Distillation(train_loss_fn, model, 0.5)  #'),
+         ('loss = loss_fn(output, target)\n            (', 'loss = loss_fn(input, output, target)\n            (')],
+        'Distillation has a network in it',
+    ),
+    'a function': (
+        [('loss = loss_fn(output, target)\n            (',
+          'loss = torch.nn.functional.cross_entropy(output, target)\n            (')],
+        'the output of the model did not reach its loss, which was looked for among',
+    ),
+    'more than the loss': (
+        [('loss = loss_fn(output, target)\n            (',
+          'loss = loss_fn(output, target) + output.square().mean()\n            (')],
+        'the output of the model must go into its loss and nowhere else',
+    ),
+}  # fmt: skip
+NEITHER = """
+import argparse
+import torch
+
+parser = argparse.ArgumentParser()
+for flag in ('--model', '--data-dir', '--num-classes', '--img-size', '--epochs', '--output', '--experiment', '--log-interval'):
+    parser.add_argument(flag)
+
+
+def main():
+    parser.parse_args()
+    print('trains')
+"""
+
+
+@pytest.mark.parametrize(
+    ('script', 'name'), [*((s, n) for s in (TASK, LOSS) for n in CHANGED), *((LOSS, n) for n in CHANGED_LOSS)]
+)
+def test_what_a_launcher_cannot_do_is_said_and_nothing_trains(script, name, refusal):
+    changes, message = {**CHANGED, **CHANGED_LOSS}[name]
+    flags = ['--no-prefetcher'] if name == 'its own mixup' else []
+    refusal(message, script, *flags, text=edited(script, *changes))
+
+
+def test_a_script_with_neither_structure_is_told_what_was_looked_for(refusal):
+    refusal(
+        r'create_model \(of timm.models\) was looked for in .*copies/train.py, and is not there',
+        'train.py',
+        text=NEITHER,
+    )
+
+
+LIKE_THIS = {
+    'an alias': [('create_loader, resolve', 'create_loader as loader_of, resolve'), (' = create_loader(', ' = loader_of(')],
+    'a package': [('import torch\n', 'import torch\nimport timm.data\n'),
+                  ('create_model(args', 'timm.models.create_model(args'),
+                  (' = create_loader(', ' = timm.data.create_loader(')],
+    'stars': [('from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy', 'from timm.loss import *'),
+              ('from timm import utils\n', 'from timm import utils\nfrom timm.data import *\n')],
+    'inside of a function': [('    collate_fn = mixup_fn = None\n',
+                              '    from timm.data import create_loader, Mixup\n    collate_fn = mixup_fn = None\n')],
+    'a parser in a function': [("def _parse_args():", "def _parse_args():\n    parser = make_parser()"),
+                               ("\nparser = argparse.ArgumentParser(description='Training')",
+                                "\n\ndef make_parser():\n  parser = argparse.ArgumentParser(description='Training')"),
+                               ('\nfor name, kind', '\n  for name, kind'), ('\n    parser.add_argument(\'--\' + name, type',
+                                '\n      parser.add_argument(\'--\' + name, type'),
+                               ("\nparser.add_argument('-b'", "\n  parser.add_argument('-b'"),
+                               ("\nparser.add_argument('-j'", "\n  parser.add_argument('-j'"),
+                               ("\nfor name in ('model-ema'", "\n  for name in ('model-ema'"),
+                               ("\n    parser.add_argument('--' + name, action='store_true')",
+                                "\n      parser.add_argument('--' + name, action='store_true')\n  return parser")],
+    'one known parse': [('    args = parser.parse_args(remaining)', '    args, _ = parser.parse_known_args(remaining)')],
+    'main with arguments': [('def main():', 'def main(args, args_text):'), ('    args, args_text = _parse_args()\n', ''),
+                            ("    main()\n", "    main(*_parse_args())\n")],
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@both
+@pytest.mark.parametrize('name', LIKE_THIS)
+def test_names_are_found_where_the_script_has_them(script, name, run):
+    flags = ['--synermix', '--mixup', '0.3', '--no-eval', '--epochs', '1']
+    usual, other = run(script, *flags), run(script, *flags, text=edited(script, *LIKE_THIS[name]), experiment='other')
+    assert other.steps() == usual.steps()
+    assert 'train_intra_loss' in other.rows()[0]

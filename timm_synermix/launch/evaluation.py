@@ -29,9 +29,9 @@ class Evaluation:
         self.feature: Tensor | None = None  # of the batch, [N, D]
         self._num_classes = 1
 
-    def watch(self, model: nn.Module) -> None:
-        """Let a model, and its copies, be asked for features; before it is compiled."""
-        hook = FeatureHook(model)
+    def watch(self, model: nn.Module, classifier: list[str] | None) -> None:
+        """Let a model, and its copies, be asked for features; before it is compiled. For classifier see `FeatureHook`."""
+        hook = FeatureHook(model, classifier)
         self._num_classes = max(self._num_classes, len(model.get_submodule(hook.leaf_names[0]).weight))  # type: ignore[arg-type]
         model.synermix_hook = hook  # type: ignore[assignment]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import os
 import runpy
 import sys
 from collections.abc import Callable, Iterator
@@ -28,7 +29,11 @@ class Script:
         self._restore = ExitStack()
 
     def run(self) -> None:
-        """Call `main()` of the script, loaded as the module of its name; without one run it as `python` does."""
+        """Call `main()` of the script, loaded as the module of its name; without one run it as `python` does.
+
+        Raises:
+            LaunchError: The script, or what it imports, is not there.
+        """
         if not self._has_main():
             runpy.run_path(str(self.path), run_name='__main__')
             return
@@ -39,7 +44,10 @@ class Script:
         before = sys.modules.get(self.path.stem)
         sys.modules[self.path.stem] = module
         self._restore.callback(partial(_put_back, sys.modules, self.path.stem, before))
-        spec.loader.exec_module(module)
+        try:
+            spec.loader.exec_module(module)
+        except ImportError as error:
+            raise LaunchError(f'{self.path} cannot be loaded: {error}') from error
         module.main()
 
     def _has_main(self) -> bool:
@@ -51,9 +59,9 @@ class Script:
 
     def modules(self) -> Iterator[ModuleType]:
         """The script, and what it has imported from its own folder."""
+        folder = f'{self.path.parent}{os.sep}'
         for module in list(sys.modules.values()):
-            file = getattr(module, '__file__', None)
-            if file and self.path.parent in Path(file).resolve().parents and not _is_ours(module):
+            if (getattr(module, '__file__', None) or '').startswith(folder) and not _is_ours(module):
                 yield module
 
     def mentions(self, name: str) -> bool:

@@ -13,6 +13,7 @@ import timm.models
 import timm.utils
 from torch import nn
 
+from timm_synermix.features import find_classifier_leaves
 from timm_synermix.launch.evaluation import Evaluation
 from timm_synermix.launch.script import LaunchError, Script
 from timm_synermix.launch.training import LossTraining, TaskTraining, Training
@@ -64,12 +65,21 @@ class Session:
     def create_model(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> nn.Module:
         """A model whose calls are seen."""
         model = original(*args, **kwargs)
-        if model not in self.models:
+        if not any(model is known for known in self.models):
             self.models.append(model)
             wrap_forward(model, self.forward)
             if self.evaluation is not None:
-                self.evaluation.watch(model)
+                self.evaluation.watch(model, self.classifier_of(model))
         return model
+
+    def classifier_of(self, model: nn.Module) -> list[str] | None:
+        """The classifier layers of a model: None if timm's metadata name them, else those of --num-classes outputs."""
+        try:
+            find_classifier_leaves(model)
+            return None
+        except ValueError:
+            widths = {name: _outputs(module) for name, module in model.named_modules()}
+            return [name for name, width in widths.items() if width == self.args.num_classes] or None
 
     def forward(self, module: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """The answer of a model: asked for its features in an evaluation, and not trained on other batches."""
@@ -79,13 +89,17 @@ class Session:
                 if self.evaluation is None
                 else self.evaluation.forward(module, forward, *args, **kwargs)
             )
-        if self.training is None or self.training.in_step:
+        if self.training is None:
+            return forward(*args, **kwargs)
+        if self.training.in_step:
+            self.training.check_model(module)
             return forward(*args, **kwargs)
         return self.training.watched(forward(*args, **kwargs))
 
     def create_loader(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """timm's loader for evaluation, watched, or that of two views for training."""
-        arguments = inspect.signature(original).bind(*args, **kwargs).arguments
+        signature = inspect.signature(original)
+        arguments = {'device': signature.parameters['device'].default, **signature.bind(*args, **kwargs).arguments}
         if not arguments.get('is_training', False):
             loader = original(*args, **kwargs)
             return loader if self.evaluation is None else self.evaluation.loader(loader)
@@ -123,6 +137,13 @@ class Session:
                 f"the output of the model did not reach its loss, which was looked for among timm's, torch's and the "
                 f'modules of {self.script.path.parent}: {reason}'
             ) from error
+
+
+def _outputs(module: nn.Module) -> int | None:
+    """How many a layer has that could be a classifier."""
+    if isinstance(module, nn.Linear):
+        return module.out_features
+    return module.out_channels if isinstance(module, nn.Conv2d) else None
 
 
 def check_flags(args: argparse.Namespace) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import timm.models
+import timm.optim
 import timm.task
 import torch
 import torch.distributed as dist
@@ -134,7 +135,7 @@ class Training(ABC):
         """The arguments of `SynerMixTask` that the flags, and the script's mixup, set."""
         args = self.args
         kwargs = synermix_task_kwargs(args) if args.synermix else dict(beta=0.0)
-        return {**kwargs, 'mixup_fn': self._mixup_fn(model)}
+        return {**kwargs, 'mixup_fn': self._mixup_fn(model), 'classifier': self.session.classifier_of(model)}
 
     def _mixup_fn(self, model: nn.Module) -> Mixer | None:
         args = self.args
@@ -149,6 +150,7 @@ class Training(ABC):
             layers=args.manifold_mixup_layers,
             prob=getattr(args, 'mixup_prob', 1.0),
             label_smoothing=getattr(args, 'smoothing', 0.0),
+            classifier=self.session.classifier_of(model),
         )
 
     def soft(self, criterion: Any) -> Any:
@@ -156,6 +158,9 @@ class Training(ABC):
         if not self.session.args.manifold_mixup or not isinstance(criterion, LabelSmoothingCrossEntropy):
             return criterion
         return SoftTargetCrossEntropy()
+
+    def check_model(self, module: nn.Module) -> None:
+        """Refuse a step of a model that is not ours."""
 
     def watched(self, output: Any) -> Any:
         """The output of a model in training mode, outside of our steps: nothing may be trained with it."""
@@ -262,12 +267,24 @@ class LossTraining(Training):
     def __init__(self, session: Session) -> None:
         self.synermix: SynerMixForward | None = None
         self.joined: Tensor | None = None  # the last loss
+        self.optimized: nn.Module | None = None  # the model that the script has made an optimizer for
         super().__init__(session)
         join_losses(session.script, self)
+        for function in (timm.optim.create_optimizer, timm.optim.create_optimizer_v2):
+            session._wrap(function, self._create_optimizer)
+
+    def check_model(self, module: nn.Module) -> None:
+        if self.synermix is not None and module is not self.synermix.model and torch.is_grad_enabled():
+            raise LaunchError(f'--synermix: two models are trained, {len(self.session.models)} were made, not one')
+
+    def _create_optimizer(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        given = [*args, *kwargs.values()]
+        self.optimized = next((m for m in self.session.models if any(m is value for value in given)), self.optimized)
+        return original(*args, **kwargs)
 
     def create_loader(self, original: Callable[..., Any], arguments: dict[str, Any]) -> TrainLoader:
         loader = super().create_loader(original, arguments)
-        model = next((model for model in self.session.models if model.training), self.session.models[0])
+        model = self.optimized or next((m for m in reversed(self.session.models) if m.training), self.session.models[0])
         try:
             self.synermix = SynerMixForward(model, **self.task_kwargs(model))
         except ValueError as error:
@@ -291,8 +308,9 @@ class LossTraining(Training):
         return self.synermix.losses
 
     def end(self) -> None:
-        assert self.synermix is not None
-        self.synermix.forget()
+        if not self.waits_for_loss:  # else it ends by an error, which `Session.explain` explains
+            assert self.synermix is not None
+            self.synermix.forget()
 
     @property
     def in_step(self) -> bool:

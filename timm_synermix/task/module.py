@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -33,7 +34,7 @@ class SynerMixModule(nn.Module):
         self,
         model: nn.Module,
         trainable: nn.Module | None = None,
-        classifier: str | None = None,
+        classifier: str | Sequence[str] | None = None,
         fused: bool = False,
         gather_rows: int = 0,
         mixup_fn: Mixer | None = None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -102,7 +102,7 @@ class SynerMixTask(ClassificationTask):
         bank: bool = False,
         interval: int = 1,
         gather_rows: int = 0,
-        classifier: str | None = None,
+        classifier: str | Sequence[str] | None = None,
         seed: int = 42,
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
