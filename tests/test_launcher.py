@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT, make_image_folder
+from processes import run_ranks
 
 from timm_synermix.launch.launcher import main
 
@@ -100,14 +101,17 @@ BY_HAND = {
     TASK: [*FLAGS, ('ClassificationTask(model=model', f'SynerMixTask({SYNERMIX}, model=model')],
     LOSS: [
         *FLAGS,
-        ('    loader_eval = create_loader', f'    synermix = SynerMixForward(bare_model, {SYNERMIX})\n'
-         '    batch_sampler = loader_train.batch_sampler\n'
-         '    loader_train = synermix.loader(loader_train)\n    loader_eval = create_loader'),
+        (
+            '    loader_eval = create_loader',
+            f'    synermix = SynerMixForward(bare_model, {SYNERMIX})\n'
+            '    batch_sampler = loader_train.batch_sampler\n'
+            '    loader_train = synermix.loader(loader_train)\n    loader_eval = create_loader',
+        ),
         ('    model.to(device)\n', '    model.to(device)\n    bare_model = model\n'),
         ('train_loss_fn = train_loss_fn', 'train_loss_fn = synermix.loss(train_loss_fn)  #'),
         ('        if args.distributed and hasattr', '        batch_sampler.set_epoch(epoch)\n        if 0 and hasattr'),
     ],
-}  # fmt: skip
+}
 
 
 @both
@@ -237,8 +241,10 @@ CHANGED = {
         'must be that of the training loader|do not come from the training loader of timm.data.create_loader',
     ),
     'its own mixup': (
-        [('import torch\n', 'import torch\nfrom timm.data.mixup import mixup_target\n'),
-         ('            if mixup_fn is not None:', '            target = mixup_target(target, 3)\n            if 0:')],
+        [
+            ('import torch\n', 'import torch\nfrom timm.data.mixup import mixup_target\n'),
+            ('            if mixup_fn is not None:', '            target = mixup_target(target, 3)\n            if 0:'),
+        ],
         'target',
     ),
     'another collate_fn': (
@@ -246,13 +252,16 @@ CHANGED = {
         "collate_fn must be timm's FastCollateMixup or none, got function",
     ),
     'flags of SynerMix': (
-        [("parser.add_argument('-b'", "parser.add_argument('--synermix', action='store_true')\nparser.add_argument('-b'")],
+        [("parser.add_argument('-b'", "parser.add_argument('--synermix')\nparser.add_argument('-b'")],
         'has flags of SynerMix itself',
     ),
-}  # fmt: skip
+}
 CHANGED_LOSS = {
     'distillation': (
-        [('\ndef main', """
+        [
+            (
+                '\ndef main',
+                """
 class Distillation(torch.nn.Module):
     def __init__(self, loss, teacher, weight):
         super().__init__()
@@ -262,28 +271,40 @@ class Distillation(torch.nn.Module):
         return self.loss(output, target) + (self.weight * output.square().mean() if self.weight else 0)
 
 
-def main"""),
-         ('train_loss_fn = train_loss_fn', 'train_loss_fn = Distillation(train_loss_fn, model, 0.5)  #'),
-         ('loss = loss_fn(output, target)\n            (', 'loss = loss_fn(input, output, target)\n            (')],
+def main""",
+            ),
+            ('train_loss_fn = train_loss_fn', 'train_loss_fn = Distillation(train_loss_fn, model, 0.5)  #'),
+            ('loss = loss_fn(output, target)\n            (', 'loss = loss_fn(input, output, target)\n            ('),
+        ],
         'Distillation has a network in it',
     ),
     'a function': (
-        [('loss = loss_fn(output, target)\n            (',
-          'loss = torch.nn.functional.cross_entropy(output, target)\n            (')],
+        [
+            (
+                'loss = loss_fn(output, target)\n            (',
+                'loss = torch.nn.functional.cross_entropy(output, target)\n            (',
+            )
+        ],
         'the output of the model did not reach its loss, which was looked for among',
     ),
     'more than the loss': (
-        [('loss = loss_fn(output, target)\n            (',
-          'loss = loss_fn(output, target) + output.square().mean()\n            (')],
+        [
+            (
+                'loss = loss_fn(output, target)\n            (',
+                'loss = loss_fn(output, target) + output.square().mean()\n            (',
+            )
+        ],
         'the output of the model must go into its loss and nowhere else',
     ),
-}  # fmt: skip
+}
 NEITHER = """
 import argparse
 import torch
 
 parser = argparse.ArgumentParser()
-for flag in ('--model', '--data-dir', '--num-classes', '--img-size', '--epochs', '--output', '--experiment', '--log-interval'):
+for flag in (
+    '--model', '--data-dir', '--num-classes', '--img-size', '--epochs', '--output', '--experiment', '--log-interval'
+):
     parser.add_argument(flag)
 
 
@@ -311,35 +332,190 @@ def test_a_script_with_neither_structure_is_told_what_was_looked_for(refusal):
 
 
 LIKE_THIS = {
-    'an alias': [('create_loader, resolve', 'create_loader as loader_of, resolve'), (' = create_loader(', ' = loader_of(')],
-    'a package': [('import torch\n', 'import torch\nimport timm.data\n'),
-                  ('create_model(args', 'timm.models.create_model(args'),
-                  (' = create_loader(', ' = timm.data.create_loader(')],
-    'stars': [('from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy', 'from timm.loss import *'),
-              ('from timm import utils\n', 'from timm import utils\nfrom timm.data import *\n')],
-    'inside of a function': [('    collate_fn = mixup_fn = None\n',
-                              '    from timm.data import create_loader, Mixup\n    collate_fn = mixup_fn = None\n')],
-    'a parser in a function': [("def _parse_args():", "def _parse_args():\n    parser = make_parser()"),
-                               ("\nparser = argparse.ArgumentParser(description='Training')",
-                                "\n\ndef make_parser():\n  parser = argparse.ArgumentParser(description='Training')"),
-                               ('\nfor name, kind', '\n  for name, kind'), ('\n    parser.add_argument(\'--\' + name, type',
-                                '\n      parser.add_argument(\'--\' + name, type'),
-                               ("\nparser.add_argument('-b'", "\n  parser.add_argument('-b'"),
-                               ("\nparser.add_argument('-j'", "\n  parser.add_argument('-j'"),
-                               ("\nfor name in ('model-ema'", "\n  for name in ('model-ema'"),
-                               ("\n    parser.add_argument('--' + name, action='store_true')",
-                                "\n      parser.add_argument('--' + name, action='store_true')\n  return parser")],
-    'one known parse': [('    args = parser.parse_args(remaining)', '    args, _ = parser.parse_known_args(remaining)')],
-    'main with arguments': [('def main():', 'def main(args, args_text):'), ('    args, args_text = _parse_args()\n', ''),
-                            ("    main()\n", "    main(*_parse_args())\n")],
-}  # fmt: skip
+    'an alias': [
+        ('create_loader, resolve', 'create_loader as loader_of, resolve'),
+        (' = create_loader(', ' = loader_of('),
+    ],
+    'a package': [
+        ('import torch\n', 'import torch\nimport timm.data\n'),
+        ('create_model(args', 'timm.models.create_model(args'),
+        (' = create_loader(', ' = timm.data.create_loader('),
+    ],
+    'stars': [
+        ('from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy', 'from timm.loss import *'),
+        ('from timm import utils\n', 'from timm import utils\nfrom timm.data import *\n'),
+    ],
+    'inside of a function': [
+        (
+            '    collate_fn = mixup_fn = None\n',
+            '    from timm.data import create_loader, Mixup\n    collate_fn = mixup_fn = None\n',
+        )
+    ],
+    'one known parse': [
+        ('    args = parser.parse_args(remaining)', '    args, _ = parser.parse_known_args(remaining)')
+    ],
+    'main with arguments': [
+        ('def main():', 'def main(args, args_text):'),
+        ('    args, args_text = _parse_args()\n', ''),
+        ('    main()\n', '    main(*_parse_args())\n'),
+    ],
+}
+
+
+def parser_in_a_function(script):
+    """The text of a script that makes its parser when it parses."""
+    head, begin, rest = (STANDINS / script).read_text().partition("parser = argparse.ArgumentParser(description='Tr")
+    flags, parse, rest = rest.partition('\n\n\ndef _parse_args():\n')
+    made = '    ' + (begin + flags).replace('\n', '\n    ') + '\n    return parser'
+    return f'{head}def make_parser():\n{made}{parse}    parser = make_parser()\n{rest}'
 
 
 @pytest.mark.slow
 @both
-@pytest.mark.parametrize('name', LIKE_THIS)
+@pytest.mark.parametrize('name', [*LIKE_THIS, 'a parser in a function'])
 def test_names_are_found_where_the_script_has_them(script, name, run):
     flags = ['--synermix', '--mixup', '0.3', '--no-eval', '--epochs', '1']
-    usual, other = run(script, *flags), run(script, *flags, text=edited(script, *LIKE_THIS[name]), experiment='other')
+    text = edited(script, *LIKE_THIS[name]) if name in LIKE_THIS else parser_in_a_function(script)
+    usual, other = run(script, *flags), run(script, *flags, text=text, experiment='other')
     assert other.steps() == usual.steps()
     assert 'train_intra_loss' in other.rows()[0]
+
+
+OPTIONS = {
+    'everything of a loop': ['--amp', '--grad-accum-steps', '3', '--clip-grad', '0.5', '--model-ema', '--mixup', '0.4'],
+    'repeated augmentation': ['--aug-repeats', '3', '-b', '12'],
+    'one forward': ['--synermix-forward', 'fused', '--cutmix', '1'],
+    'second images clean alone': ['--synermix-supplement', 'clean', '-b', '4'],
+    'an interval': ['--synermix-interval', '2'],
+    'a bank': ['--synermix-singletons', 'bank', '-b', '4'],
+    'beta 1': ['--synermix-beta', '1'],
+    'beta 0': ['--synermix-beta', '0', '--mixup', '0.4'],
+    'without the prefetcher': ['--no-prefetcher', '--cutmix', '1', '--synermix-supplement', 'clean', '-b', '4'],
+    'compiled': ['--torchcompile', 'eager', '--mixup', '0.4', '--synermix-batch', 'fixed'],
+}
+
+
+@pytest.mark.slow
+@both
+@pytest.mark.parametrize('option', OPTIONS)
+def test_options_are_those_of_the_script_edited_by_hand(script, option, run):
+    flags = ['--synermix', '--no-eval', *OPTIONS[option]]
+    by_hand = run(script, *flags, launch=False, text=edited(script, *BY_HAND[script]), experiment='by_hand')
+    launched = run(script, *flags)
+    assert launched.steps() == by_hand.steps()
+    weights, expected = launched.checkpoint(), by_hand.checkpoint()
+    for part in ('state_dict', 'state_dict_ema'):
+        assert weights.get(part, {}).keys() == expected.get(part, {}).keys()
+        assert all(torch.equal(weights[part][name], expected[part][name]) for name in expected.get(part, {}))
+
+
+@pytest.mark.slow
+@both
+def test_evaluation_of_a_compiled_model_is_measured(script, run):
+    compiled = run(script, '--synermix', '--torchcompile', 'eager', '--model-ema').rows()
+    eager = run(script, '--synermix', '--model-ema', experiment='eager').rows()
+    for row, expected in zip(compiled, eager):
+        for name in (*COHESION, 'train_intra_loss', 'eval_loss'):
+            assert float(row[name]) == pytest.approx(float(expected[name]), rel=1e-3), name
+
+
+@both
+def test_synermix_and_mixup_end_at_their_epochs(script, run):
+    flags = ['--synermix', '--no-eval', '--mixup', '1', '--epochs', '3', '--smoothing', '0']
+    on = run(script, *flags, experiment='on')
+    off = run(script, *flags, '--synermix-off-epoch', '1', '--mixup-off-epoch', '2')
+    assert [row['train_intra_loss'] != 'nan' for row in off.rows()] == [True, False, False]
+    assert off.steps()[:4] == on.steps()[:4]
+    row = off.rows()[2]
+    assert row['train_inter_loss'] == pytest.approx(row['train_loss'])
+
+
+@both
+def test_a_resumed_run_goes_on_where_it_was(script, run):
+    flags = ['--synermix', '--no-eval', '--model-ema']
+    whole = run(script, *flags, experiment='whole')
+    begun = run(script, *flags, '--epochs', '1')
+    resumed = run(script, *flags, '--resume', str(begun.folder / 'last.pth.tar'))
+    assert begun.steps() + resumed.steps() == whole.steps()
+    assert [row['epoch'] for row in resumed.rows()] == ['0', '1']
+    weights, expected = resumed.checkpoint()['state_dict_ema'], whole.checkpoint()['state_dict_ema']
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+
+
+@both
+def test_manifold_mixup_alone_and_with_synermix(script, run):
+    flags = ['--manifold-mixup', '1', '--manifold-mixup-layers', 'input', '--no-eval', '--epochs', '1']
+    alone, both_of_them = run(script, *flags), run(script, *flags, '--synermix', experiment='both')
+    assert 'train_intra_loss' in both_of_them.rows()[0]
+    assert len({*alone.steps(), *both_of_them.steps()}) == len(alone.steps()) + len(both_of_them.steps())
+
+
+@both
+def test_w_and_b_gets_the_row_of_summary_csv(script, run, monkeypatch):
+    import wandb
+
+    logged = []
+    monkeypatch.setattr(wandb, 'init', lambda **kwargs: None)
+    monkeypatch.setattr(wandb, 'log', logged.append)
+    launched = run(script, '--synermix', '--log-wandb', '--epochs', '1')
+    assert [row.keys() for row in logged] == [row.keys() for row in launched.rows()]
+    assert {'train_intra_loss', 'train_inter_loss', *COHESION} <= logged[0].keys()
+
+
+@both
+def test_losses_are_those_of_train_py(script, run, run_train, images):
+    """As long as no step draws random numbers: train.py seeds before each, other scripts do not."""
+    flags = ['--synermix', '--reprob', '0.3', '--seed', '5', '--lr', '0.05']
+    launched = run(script, *flags, '--epochs', '1').rows()[0]
+    flags += [
+        '--remode',
+        'const',
+        '--opt',
+        'sgd',
+        '--momentum',
+        '0.9',
+        '--weight-decay',
+        '0',
+        '--warmup-epochs',
+        '0',
+        '--sched',
+        'none',
+    ]
+    data = ('--data-dir', str(images), '--num-classes', '3')
+    ours = run_train(*flags, '--model', 'test_resnet', data=data, experiment='ours').summary()[0]
+    for name in ('train_loss', 'train_intra_loss', 'train_inter_loss', 'eval_loss', 'eval_cosine_cohesion'):
+        assert float(launched[name]) == pytest.approx(ours[name], rel=1e-4), name
+
+
+def launch(*argv):
+    sys.argv = ['-m', *argv]
+    main()
+
+
+@pytest.mark.slow
+def test_two_processes(images, tmp_path):
+    losses = []
+    for script in (TASK, LOSS):
+        flags = [
+            '--data-dir',
+            images,
+            '--num-classes',
+            '3',
+            '--img-size',
+            '32',
+            '--synermix',
+            '--mixup',
+            '0.3',
+            '-b',
+            '4',
+        ]
+        flags += ['--grad-accum-steps', '2', '--model-ema', '--aug-repeats', '2', '--synermix-gather', '--amp']
+        run_ranks(
+            launch, str(STANDINS / script), *map(str, flags), '--output', str(tmp_path), '--experiment', script,
+            folder=tmp_path / f'logs of {script}',
+        )  # fmt: skip
+        ran = Ran(tmp_path / script, '', '')
+        assert COHESION | {'train_intra_loss'} <= ran.rows()[0].keys()
+        assert not any(name.startswith('module.') for name in ran.checkpoint()['state_dict'])
+        losses.append([(row['train_loss'], row['train_intra_loss'], row['eval_nc1']) for row in ran.rows()])
+    assert losses[0] == losses[1]

@@ -30,10 +30,12 @@ class Evaluation:
         self._num_classes = 1
 
     def watch(self, model: nn.Module, classifier: list[str] | None) -> None:
-        """Let a model, and its copies, be asked for features; before it is compiled. For classifier see `FeatureHook`."""
+        """Let a model, and its copies, be asked for features, before it is compiled; for classifier see FeatureHook."""
         hook = FeatureHook(model, classifier)
-        self._num_classes = max(self._num_classes, len(model.get_submodule(hook.leaf_names[0]).weight))  # type: ignore[arg-type]
-        model.synermix_hook = hook  # type: ignore[assignment]
+        leaf: Any = model.get_submodule(hook.leaf_names[0])
+        self._num_classes = max(self._num_classes, len(leaf.weight))
+        watched: Any = model
+        watched.synermix_hook = hook
 
     def forward(self, module: Any, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """The answer of a watched model in evaluation mode; notes the features."""

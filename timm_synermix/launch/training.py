@@ -161,6 +161,7 @@ class Training(ABC):
 
     def check_model(self, module: nn.Module) -> None:
         """Refuse a step of a model that is not ours."""
+        return
 
     def watched(self, output: Any) -> Any:
         """The output of a model in training mode, outside of our steps: nothing may be trained with it."""
