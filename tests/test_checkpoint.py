@@ -24,7 +24,7 @@ from torch import nn
 import train
 import validate
 from timm_synermix import entry
-from timm_synermix.engine.checkpoint import RunSaver, SaveError, how_to_continue
+from timm_synermix.engine.checkpoint import FORMAT, RunSaver, SaveError, how_to_continue
 from timm_synermix.engine.resume import find_resume_point
 from timm_synermix.utils.files import replacing
 from timm_synermix.utils.safe_load import check_whole
@@ -525,17 +525,16 @@ def test_what_may_change_is_named(run_train, finished, caplog):
 def test_a_newer_format_is_refused(run_train, finished, capsys):
     path = finished.folder / 'last.pth.tar'
     content = torch.load(path, weights_only=False)
-    assert content['saver']['run']['format'] == 1
-    content['saver']['run']['format'] = 2
+    assert content['saver']['run']['format'] == FORMAT
+    content['saver']['run']['format'] = FORMAT + 1
     torch.save(content, path)
     for resume in (str(path), 'auto'):  # which does not take an older one instead
         with pytest.raises(SystemExit) as error:
             run_train('--synermix', '--resume', resume)
         assert error.value.code == 2
         text = capsys.readouterr().err
-        assert (
-            f'{path} cannot be loaded: it has format 2, of a newer version of timm-synermix; this one knows 1' in text
-        )
+        newer = f'it has format {FORMAT + 1}, of a newer version of timm-synermix; this one knows {FORMAT}'
+        assert f'{path} cannot be loaded: {newer}' in text
 
 
 # Nobody gets in
@@ -720,3 +719,18 @@ def test_what_is_renamed_is_on_the_disk_and_then_its_folder_too(tmp_path, monkey
         'recovery-1-0.pth.tar',
     }
     assert renamed.keys() == names
+
+
+def test_an_earlier_format_goes_on_at_the_end_of_an_epoch_alone(run_train, finished, capsys):
+    """Its epochs had the images in another order."""
+    paths = [sorted(finished.folder.glob('recovery-*'))[0], finished.folder / 'last.pth.tar']
+    for path in paths:
+        content = torch.load(path, weights_only=False)
+        content['saver']['run']['format'] = FORMAT - 1
+        torch.save(content, path)
+    with pytest.raises(SystemExit) as error:
+        run_train('--synermix', '--resume', str(paths[0]), experiment='other')
+    assert error.value.code == 2
+    *_, line = capsys.readouterr().err.splitlines()
+    assert f'--resume must name a checkpoint of a whole epoch, {paths[0]} is of an earlier version' in line
+    assert len(run_train('--synermix', '--resume', str(paths[1]), '--epochs', '2', experiment='third').results) == 1

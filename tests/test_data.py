@@ -36,7 +36,7 @@ def assert_same_pixels(view, expected):
     """Normalised images are the same but for the rounding of a resize: at most 2 of 255."""
     difference = (view - expected).abs() * torch.tensor(STD).view(3, 1, 1) * 255
     assert difference.max() < 2.01
-    assert difference.mean() < 0.05
+    assert difference.mean() < 0.1
 
 
 @pytest.mark.parametrize('use_prefetcher', [True, False])
@@ -182,9 +182,10 @@ def test_an_interval_needs_labels(image_folder):
         create_synermix_loader(dataset, 16, 8, interval=2)
 
 
-def test_fixed_batches_have_one_shape(image_folder):
+def test_fixed_batches_are_even_and_nearly_equal(image_folder):
+    """19 images, one of which is alone in its class and is shown twice."""
     _, loader = load(image_folder, batch='fixed')
-    assert [x.shape[0] for x, _ in loader] == [16] * 3
+    assert sorted(x.shape[0] for x, _ in loader) == [12, 12, 16]
 
 
 def test_a_subset_is_loaded_in_two_views(image_folder):

@@ -87,7 +87,7 @@ def test_two_ranks_equal_one(tmp_path, monkeypatch):
     ranks = [torch.load(tmp_path / f'rank{rank}.pt') for rank in (0, 1)]
     for case, first, second in zip(CASES, *ranks, strict=True):
         whole_model = create_model()
-        generator = torch.Generator().manual_seed(seed_of('mix', 5, 0))
+        generator = torch.Generator().manual_seed(seed_of('mix', 5, 0, 0))
         padded = torch.full((2 * ROWS,), -100).scatter_(0, where(), TARGET)
         # the draws of the two ranks, for the images alone
         draws = row_weight(padded.clamp(min=-1) + 1, num_mixed=case.get('num_mixed', 0), generator=generator)[where()]

@@ -1,9 +1,15 @@
+import itertools
+
 import numpy as np
 import pytest
+import torch
+from timm import create_model
+from timm.data.distributed_sampler import RepeatAugSampler
 from torch.utils.data import DistributedSampler, SequentialSampler
 
-from timm_synermix import SupplementBatchSampler
+from timm_synermix import SupplementBatchSampler, SynerMixTask
 from timm_synermix.data.draws import Views, image_of
+from timm_synermix.data.order import EpochOrder
 
 
 def create(targets, batch_size, *, rank=0, world=1, **kwargs):
@@ -134,61 +140,10 @@ def test_classes_are_spread_over_a_batch():
     assert 0.4 < np.mean(pairs) < 0.6
 
 
-def test_expected_supplements_is_their_mean():
-    targets = np.repeat(np.arange(100), 50)
-    sampler = create(targets, 128)
-    assert sampler.expected_supplements() == pytest.approx(128 * 0.99**127, rel=1e-12)
-    sizes = []
-    for epoch in range(5):
-        sampler.set_epoch(epoch)
-        sizes += [len(batch) for batch in sampler]
-    assert np.mean(sizes) - 5000 / len(sampler) == pytest.approx(sampler.expected_supplements() + 0.5, abs=1.0)
-    assert create(targets, 128, supplement=False).expected_supplements() == 0
-
-
 @pytest.mark.parametrize(('n', 'batch_size', 'message'), [(4, 1, 'batch_size must be at least 2'), (0, 2, 'sampler')])
 def test_bad_arguments(n, batch_size, message):
     with pytest.raises(ValueError, match=message):
         create(np.zeros(n, dtype=int), batch_size)
-
-
-@pytest.mark.parametrize('seed', range(4))
-@pytest.mark.parametrize('world', [1, 3])
-@pytest.mark.parametrize('batch_size', [2, 7, 16, 1000])
-@pytest.mark.parametrize('supplement', [True, False])
-def test_fixed_batches_of_random_data_sets(seed, world, batch_size, supplement):
-    targets = random_targets(seed)
-    class_size = np.bincount(targets)
-    for rank in range(world):
-        sampler = create(targets, batch_size, rank=rank, world=world, seed=seed, fixed=True, supplement=supplement)
-        batches = list(sampler)
-        assert batches == list(sampler)
-        assert len(batches) == len(sampler) == -(-len(sampler.sampler) // batch_size)
-        assert {len(batch) for batch in batches} == {batch_size}
-        for batch in batches if supplement else ():
-            distinct = np.unique(batch)
-            for c in np.unique(targets[batch]):
-                assert (targets[distinct] == c).sum() >= min(2, class_size[c]), c
-        assert sampler.expected_supplements() == 0
-
-
-def test_fixed_batches_show_nearly_every_image_once():
-    targets = np.random.default_rng(0).integers(0, 100, 5000)
-    drawn = np.concatenate(list(create(targets, 128, fixed=True)))
-    count = np.bincount(drawn, minlength=5000)
-    assert len(drawn) == 40 * 128
-    assert (count == 0).sum() < 50
-    assert count.max() <= 3
-    plain = np.concatenate(list(create(targets, 128, fixed=True, supplement=False)))
-    assert (np.bincount(plain, minlength=5000) >= 1).all()
-
-
-def test_fixed_batches_hold_as_few_pairs_as_possible():
-    """Partners are for lone classes alone: with two classes a batch is random, and images keep their order."""
-    targets = np.arange(1000) % 2
-    sampler = create(targets, 100, fixed=True)
-    order = list(sampler.sampler)
-    assert {frozenset(batch) for batch in sampler} == {frozenset(order[i : i + 100]) for i in range(0, 1000, 100)}
 
 
 def test_partners_of_the_clean_view_alone_stand_last_and_are_marked():
@@ -242,3 +197,75 @@ def test_an_interval_has_clean_views_in_every_kth_update(kwargs, batches_per_upd
 def test_an_interval_must_be_positive(name):
     with pytest.raises(ValueError, match=f'{name} must be at least 1, got 0'):
         create([0, 0, 1], 2, **{name: 0})
+
+
+@pytest.mark.parametrize('repeats', [0, 3])
+def test_what_a_step_costs_is_counted(repeats):
+    """With three copies of an image in a batch fewer classes are there, and fewer are alone."""
+    targets = np.repeat(np.arange(1000), 50)
+    images = range(len(targets))
+    order = RepeatAugSampler(images, 1, 0, num_repeats=repeats) if repeats else DistributedSampler(images, 1, 0)
+    cost = SupplementBatchSampler(order, targets, 128).cost()
+    lone = 128 * 0.999**127 if not repeats else 128 / 3 * 0.999 ** (128 / 3 - 1)
+    assert cost.partners == pytest.approx(lone, abs=2)
+    assert cost.step == pytest.approx(2 * (1 + lone / 128), abs=0.04)
+    fixed = SupplementBatchSampler(order, targets, 128, fixed=True).cost()
+    assert fixed == pytest.approx((128, 0, 2, 1), abs=0.4)
+    assert fixed.step == pytest.approx(2, abs=1e-9 if repeats else 0.01)
+
+
+@pytest.mark.parametrize(('kwargs', 'step'), [(dict(clean_only=True), 2.28), (dict(interval=4, fixed=True), 1.25)])
+def test_what_a_step_of_cheaper_batches_costs(kwargs, step):
+    cost = create(np.repeat(np.arange(100), 50), 128, **kwargs).cost()
+    assert cost.step == pytest.approx(step, abs=0.03)
+    assert cost.prior == 1
+
+
+@pytest.mark.parametrize('repeats', [0, 3])
+def test_supplements_raise_the_share_of_rare_classes_by_what_is_said(repeats):
+    """A class that is nearly always alone has twice the images, in a batch that has grown by all second images."""
+    targets = np.r_[np.repeat(np.arange(40), 100), np.repeat(np.arange(40, 80), 10)]
+    images = range(len(targets))
+    order = RepeatAugSampler(images, 1, 0, num_repeats=repeats) if repeats else DistributedSampler(images, 1, 0)
+    sampler = SupplementBatchSampler(order, targets, 64)
+    rare, drawn = [], []
+    for epoch in range(20):
+        sampler.set_epoch(epoch)
+        rare += [(targets[list(order)] >= 40).mean()]
+        drawn += [(targets[sum(sampler, [])] >= 40).mean()]
+    assert sampler.cost().prior == pytest.approx(np.mean(drawn) / np.mean(rare), rel=0.06)
+    assert sampler.cost().prior > (1.05 if repeats else 1.4)
+
+
+def test_seeds_ranks_and_epochs_share_nothing():
+    """Ranks share the order of an epoch and nothing else; no order, partners or weights come twice."""
+    targets = np.repeat(np.arange(100), 10)
+    orders, partners, weights = {}, {}, {}
+    task = SynerMixTask(create_model('test_resnet', num_classes=100), verbose=False)
+    for seed, rank, epoch in itertools.product(range(4), repeat=3):
+        order = EpochOrder(DistributedSampler(targets, num_replicas=1, rank=0), seed)
+        sampler = SupplementBatchSampler(order, targets, 50, seed=seed, rank=rank, clean_only=True)
+        sampler.set_epoch(epoch)
+        orders.setdefault(tuple(order), set()).add((seed, epoch))
+        generator = np.random.default_rng([seed, epoch, rank])
+        partners[tuple(sampler._partners_of(np.arange(1000), generator))] = seed, rank, epoch
+        drawn = [item for batch in sampler for item in batch if isinstance(item, Views)]
+        partners[tuple(drawn)] = seed, rank, epoch
+        task.seed, task.rank, task.num_batches = seed, rank, len(sampler) * epoch
+        weights[tuple(task._draw_mix(torch.arange(50) // 2)[1].tolist())] = seed, rank, epoch
+    assert sorted(map(len, orders.values())) == [1] * 16
+    assert len(partners) == 2 * 64
+    assert len(weights) == 64
+
+
+@pytest.mark.parametrize('sampler', [RepeatAugSampler, DistributedSampler])
+def test_the_order_of_timm_s_samplers_is_of_the_seed_too(sampler):
+    orders = []
+    for seed in (0, 1):
+        order = EpochOrder(sampler(range(100), num_replicas=1, rank=0), seed)
+        for epoch in (0, 1):
+            order.set_epoch(epoch)
+            orders.append(tuple(order))
+            assert len(order) == 100
+            assert order.epoch == epoch
+    assert len(set(orders)) == 4

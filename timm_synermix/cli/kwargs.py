@@ -29,7 +29,8 @@ def synermix_task_kwargs(args: argparse.Namespace) -> dict[str, Any]:
         bank=args.synermix_singletons == 'bank',
         interval=args.synermix_interval,
         gather_rows=largest_batch(args) if gather else 0,
-        seed=args.seed + (0 if gather else getattr(args, 'rank', 0)),
+        seed=args.seed,
+        rank=0 if gather else getattr(args, 'rank', 0),
     )
 
 

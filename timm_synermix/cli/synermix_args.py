@@ -51,7 +51,7 @@ def add_synermix_args(parser: argparse.ArgumentParser) -> None:
         '--synermix-batch',
         default='grow',
         choices=BATCH,
-        help='second images come on top of --batch-size, or within (fixed): batches have one size, and cost no more',
+        help='second images come on top of --batch-size, or within (fixed): one size or two, no more cost',
     )
     _add_cost_args(group)
 

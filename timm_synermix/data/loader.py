@@ -25,6 +25,7 @@ from torch.utils.data import (
 from timm_synermix.data.augment_ops import mend_augmentation
 from timm_synermix.data.classes import dataset_targets
 from timm_synermix.data.dataset import ReadableImages, TwoViewDataset, image_mode
+from timm_synermix.data.order import EpochOrder
 from timm_synermix.data.sample_loader import SampleLoader, SamplePrefetchLoader, shield
 from timm_synermix.data.sampler import SupplementBatchSampler
 from timm_synermix.data.transforms import TensorEvalTransform, TwoViewTransform, add_small_image_augmentation
@@ -104,7 +105,7 @@ def create_synermix_loader(
             `[B, C, H, W]`: half as many images to make.
         batches_per_update: Batches whose gradients are accumulated for an update.
         clean_view: False leaves the clean views out: input is `[B, C, H, W]`, batches and order are as with them.
-        seed: Seed of the order of the images (not with num_aug_repeats), of the supplements and of the augmentation.
+        seed: Seed of the order of the images, of the supplements and of the augmentation.
         strict: Stop at the first image that cannot be read.
         num_aug_repeats: Repeated augmentation, through timm's sampler.
         worker_seeding: Of a streaming data set. Has no effect on others, whose samples have seeds of their own.
@@ -251,23 +252,24 @@ def _sample_loader(
 ) -> SampleLoader:
     """The loader of a map-style data set, in batches of `SupplementBatchSampler` by these rules if it tells labels."""
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if distributed else (0, 1)
-    order = _index_sampler(views, num_aug_repeats, kwargs['seed'], rank, world_size)
+    seed, targets = kwargs['seed'], kwargs['targets']
     batch_sampler: Any
-    if kwargs['targets'] is None:  # an even batch for Mixup is the recipe's to choose
+    if targets is None:  # an even batch for Mixup is the recipe's to choose
+        order = _epoch_order(views, num_aug_repeats, seed, rank, world_size)
         batch_sampler = BatchSampler(order, batch_size, drop_last=True)
-    else:
-        batch_sampler = SupplementBatchSampler(
-            order, kwargs['targets'], batch_size, seed=kwargs['seed'], rank=rank, **rules
-        )
+    else:  # which deals the images of an epoch to the ranks by itself
+        order = _epoch_order(views, num_aug_repeats, seed, rank=0, world_size=1)
+        rules.update(seed=seed, rank=rank, world_size=world_size)
+        batch_sampler = SupplementBatchSampler(order, targets, batch_size, **rules)
     return SampleLoader(views, batch_sampler, rank=rank, world_size=world_size, **kwargs)
 
 
-def _index_sampler(dataset: Any, num_aug_repeats: float, seed: int, rank: int, world_size: int) -> Any:
-    """This rank's shuffled indices, by the samplers timm uses; one process is rank 0 of 1."""
+def _epoch_order(dataset: Any, num_aug_repeats: float, seed: int, rank: int, world_size: int) -> EpochOrder:
+    """A rank's shuffled indices, by the samplers timm uses."""
     shard: dict[str, Any] = dict(num_replicas=world_size, rank=rank)
     if num_aug_repeats:
-        return RepeatAugSampler(dataset, num_repeats=num_aug_repeats, **shard)
-    return DistributedSampler(dataset, seed=seed, **shard)
+        return EpochOrder(RepeatAugSampler(dataset, num_repeats=num_aug_repeats, **shard), seed)
+    return EpochOrder(DistributedSampler(dataset, **shard), seed)
 
 
 def two_view_collate(batch: list[tuple[tuple[Tensor, ...], int]]) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""What a data set holds, in one line, and what about it may be a mistake."""
+"""What a data set holds, and what its batches cost, each in one line, and what about it may be a mistake."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from PIL import Image
 
 from timm_synermix.data.classes import class_names, dataset_targets, num_classes_of, some
 from timm_synermix.data.image_folder import FolderReader, Walk, endings_text
+from timm_synermix.data.sampler import SupplementBatchSampler
 
 _logger = logging.getLogger(__name__)
 
@@ -80,3 +81,22 @@ def _folder_warnings(reader: FolderReader) -> list[str]:
             f'--class-map lacks the folders {some(reader.left_out)}: {reader.left_out.total():,} images are left out'
         )
     return warnings
+
+
+def log_cost(sampler: Any) -> None:
+    """Say what a step with SynerMix costs, and what second images do to the classes.
+
+    Args:
+        sampler: A `SupplementBatchSampler`; nothing is said of another.
+    """
+    if not isinstance(sampler, SupplementBatchSampler):
+        return
+    cost = sampler.cost()
+    more = f'{cost.partners:.1f} second images per batch of {cost.size:.0f} (+{100 * cost.partners / cost.size:.0f} %)'
+    hint = '; --synermix-batch fixed makes it 2' if cost.step > 3 else ''
+    _logger.info(f'SynerMix: about {more}, a step sends {cost.step:.2f} times the images of a plain step{hint}')
+    if cost.prior > 1.2:
+        _logger.info(
+            f'SynerMix: second images show the rarest classes up to {cost.prior:.1f} times as often as the data do; '
+            'with --synermix-supplement clean they have no part in the loss of the augmented images'
+        )

@@ -2,15 +2,36 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from typing import Any
+from functools import partial
+from itertools import islice
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch.utils.data import Sampler
 
 from timm_synermix.data.draws import Views
+from timm_synermix.data.fixed_batches import fixed_batches, repeated_batches
 from timm_synermix.utils.checks import BATCH_SIZE, INTERVAL, check_fixed
+from timm_synermix.utils.random import seed_of
+
+_COUNTED = 50  # batches, to tell what they cost
+
+
+class BatchCost(NamedTuple):
+    """What the batches of an epoch cost.
+
+    Attributes:
+        size: Images of a batch, before partners.
+        partners: Images that come on top, of a batch with an intra-class loss.
+        step: Images sent through the model, as a multiple of those of a plain step.
+        prior: Largest factor by which partners raise the share of a class in what is seen, at least 1.
+    """
+
+    size: float
+    partners: float
+    step: float
+    prior: float
 
 
 class SupplementBatchSampler(Sampler[list[Any]]):
@@ -27,12 +48,14 @@ class SupplementBatchSampler(Sampler[list[Any]]):
     - timm's Mixup pairs a batch with its flip. So the batch size is made even, by one more image of a class that is
       there, and the order inside a batch is random.
     - A class with a single image in the whole data set stays alone: it mixes with itself, that is, not at all.
-    - With fixed, each of the `ceil(n / batch_size)` batches has exactly batch_size images, partners included. A partner
-      is brought forward from later in the epoch while it has one, so that an epoch still shows nearly every index
-      once, and costs no more than without partners.
+    - With fixed, partners are images of the same epoch, and none come on top: the images of each class are paired at
+      random, an odd one joins a pair, and the pairs are shuffled and dealt to the batches, of all ranks. Each index is
+      in one batch, but for what even batches force (see `fixed_batches`), sizes differ by 2 at most, and every class
+      has its share of the data in every batch: unlike partners on top, these do not change how often a class is seen.
+      What changes is that a batch has fewer different classes, at most half as many as images.
 
     Args:
-        sampler: Yields this rank's indices for an epoch; has a length, an `epoch` and `set_epoch`, as
+        sampler: Yields the indices of an epoch in random order; has a length, an `epoch` and `set_epoch`, as
             `torch.utils.data.DistributedSampler` and timm's `RepeatAugSampler`.
         targets: The class of every image of the data set, non-negative int `[len(dataset)]`.
         batch_size: Images per batch, before partners; at least 2.
@@ -44,6 +67,7 @@ class SupplementBatchSampler(Sampler[list[Any]]):
         batches_per_update: Batches whose gradients are accumulated for an update.
         seed: Seed of the partners and of the order inside a batch, at least 0.
         rank: Distributed rank, so that ranks draw different partners.
+        world_size: Ranks that the indices are dealt to here; 1 if sampler yields this rank's own.
 
     Raises:
         ValueError: batch_size is below 2, interval or batches_per_update below 1, the sampler is empty, or fixed and
@@ -66,6 +90,7 @@ class SupplementBatchSampler(Sampler[list[Any]]):
         batches_per_update: int = 1,
         seed: int = 42,
         rank: int = 0,
+        world_size: int = 1,
     ) -> None:
         BATCH_SIZE.check('batch_size', batch_size)
         INTERVAL.check('interval', interval)
@@ -81,10 +106,11 @@ class SupplementBatchSampler(Sampler[list[Any]]):
         self.interval = interval
         self.batches_per_update = batches_per_update
         self.seed = seed
-        self.rank = rank
-        self.targets = np.asarray(targets, dtype=np.int64)
+        self.rank, self.world_size = rank, world_size
+        targets = np.asarray(targets)
+        self.targets = targets.astype(np.min_scalar_type(targets.max()))  # numpy sorts 8 and 16 bits in linear time
         # All images ordered by class: those of class c are members[first[c]:first[c] + size[c]].
-        self._members = np.argsort(self.targets, kind='stable')
+        self._members = np.argsort(self.targets, kind='stable').astype(np.int32)
         self._size = np.bincount(self.targets)
         self._first = np.cumsum(self._size) - self._size
         self._place = np.empty_like(self._members)  # where each image stands in members
@@ -99,12 +125,22 @@ class SupplementBatchSampler(Sampler[list[Any]]):
         self.sampler.set_epoch(epoch)
 
     def __len__(self) -> int:
-        return -(-len(self.sampler) // self.batch_size)
+        return -(-self._length // self.batch_size)
+
+    @property
+    def _length(self) -> int:
+        """Indices of this rank."""
+        return -(-len(self.sampler) // self.world_size)
 
     def __iter__(self) -> Iterator[list[Any]]:
         generator = np.random.default_rng([self.seed, self.epoch, self.rank])
-        indices = np.fromiter(self.sampler, dtype=np.int64, count=len(self.sampler))
-        batches = self._fixed_batches(indices, generator) if self.fixed else self._batches(indices, generator)
+        indices = np.fromiter(self.sampler, dtype=np.int32, count=len(self.sampler))
+        if self.fixed and self.supplement:
+            batches = self._fixed_batches(indices, generator)
+        else:
+            if self.world_size > 1:
+                indices = np.resize(indices, self._length * self.world_size)[self.rank :: self.world_size]
+            batches = self._batches(indices, generator)
         for number, batch in enumerate(batches):
             yield batch if self._has_clean_views(number) else [Views(index, clean=False) for index in batch]
 
@@ -127,46 +163,25 @@ class SupplementBatchSampler(Sampler[list[Any]]):
             yield [*generator.permutation(batch).tolist(), *clean_only]
 
     def _fixed_batches(self, indices: np.ndarray, generator: np.random.Generator) -> Iterator[list[int]]:
-        """Batches of exactly batch_size: as many of the next images as leave room for their partners, and these."""
-        size, targets = self._size.tolist(), self.targets.tolist()
-        filler = np.resize(generator.permutation(indices), len(self) * self.batch_size - len(indices))
-        rest = OrderedDict(enumerate([*indices.tolist(), *filler.tolist()]))  # place in the epoch -> image
-        places: dict[int, list[int]] = {}  # of each class; some are no longer in rest
-        for place, index in rest.items():
-            places.setdefault(targets[index], []).append(place)
-
-        def bring_forward(index: int) -> int:
-            """Another image of the class, the last one of the epoch, or any one if none is left."""
-            candidates = places[targets[index]]
-            while candidates and candidates[-1] not in rest:
-                candidates.pop()
-            if candidates and rest[candidates[-1]] != index:
-                return rest.pop(candidates[-1])
-            return int(self._partners_of(np.array([index]), generator)[0])
-
-        for number in range(len(self)):
-            supplement = self.supplement and self._has_clean_views(number)
-            batch: list[int] = []
-            lone: dict[int, int] = {}  # the image of each class that needs a partner
-            complete = set()  # the classes that need none
-            while rest:
-                place, index = next(iter(rest.items()))
-                c = targets[index]
-                needs_partner = supplement and c not in complete and size[c] > 1
-                partner = needs_partner and c in lone and lone[c] != index
-                new_class = needs_partner and c not in lone
-                if len(batch) + 1 + len(lone) + new_class - partner > self.batch_size:
-                    break
-                batch.append(rest.pop(place))
-                if new_class:
-                    lone[c] = index
-                if partner:
-                    del lone[c]
-                    complete.add(c)
-            batch += [bring_forward(index) for index in lone.values()]
-            while len(batch) < self.batch_size:  # one place is left, and the next image needs two
-                batch.append(bring_forward(batch[generator.integers(len(batch))]))
-            yield generator.permutation(batch).tolist()
+        ranks, count = self.world_size, len(self)
+        shared = np.random.default_rng(seed_of('fixed', self.seed, self.epoch))  # all ranks see the same epoch
+        common: Any = dict(targets=self.targets, generator=shared)
+        common['partners_of'] = partial(self._partners_of, generator=shared)
+        if np.bincount(indices).max() > 1:
+            rank = self.rank if ranks > 1 else 0
+            images, size = repeated_batches(indices, num_batches=count, rank=rank, world_size=ranks, **common)
+            first = np.cumsum(size) - size
+        else:
+            limit = self.batch_size + self.batch_size % 2
+            images, size = fixed_batches(indices, num_batches=count * ranks, limit=limit, **common)
+            if self.interval > 1:  # no image needs a partner in the batches between
+                between = ~np.array([self._has_clean_views(number) for number in range(count)])
+                mixed = np.repeat(np.repeat(between, ranks), size)
+                images[mixed] = shared.permutation(images[mixed])
+            own = slice(self.rank if ranks > 1 else 0, None, ranks)
+            first, size = (np.cumsum(size) - size)[own], size[own]
+        for begin, length in zip(first.tolist(), size.tolist(), strict=True):
+            yield generator.permutation(images[begin : begin + length]).tolist()
 
     def _lone_images(self, batch: np.ndarray) -> np.ndarray:
         """Images without another image of their class in the batch, though the data set has one."""
@@ -180,13 +195,20 @@ class SupplementBatchSampler(Sampler[list[Any]]):
         step = generator.integers(1, np.maximum(size, 2))  # 1 to size - 1 places further on in the class, round its end
         return self._members[first + (self._place[images] - first + step) % size]
 
-    def expected_supplements(self) -> float:
-        """Expected number of images beyond batch_size B: `sum_c B p_c (1 - p_c)^(B - 1)`, if all B are different.
-
-        Of the batches that have clean views, if interval leaves some without.
-        """
-        if not self.supplement or self.fixed:
-            return 0.0
-        size = self._size[self._size > 1]
-        share = size / len(self.targets)
-        return float((self.batch_size * share * (1 - share) ** (self.batch_size - 1)).sum())
+    def cost(self) -> BatchCost:
+        """What the batches of this rank cost, counted in the first ones of the epoch."""
+        plain = self._length / len(self)
+        counted = islice(self, _COUNTED * self.interval * self.batches_per_update)
+        batches = [batch for number, batch in enumerate(counted) if self._has_clean_views(number)]
+        views = [item if isinstance(item, Views) else Views(item) for batch in batches for item in batch]
+        sent = sum(view.clean + view.augmented for view in views) / max(len(batches), 1)
+        extra = len(views) / max(len(batches), 1) - plain if batches else 0.0
+        step = (sent + (self.interval - 1) * plain) / (self.interval * plain) if batches else 1.0
+        if not self.supplement or self.fixed or self.clean_only:
+            return BatchCost(plain, extra, step, 1.0)
+        # A class of the share p has B p images, and D p (1 - p)^(D - 1) partners for D different images in a batch.
+        batch = list(islice(self.sampler, round(plain) * self.world_size))[:: self.world_size]
+        different = len(set(batch))
+        rarest = self._size[self._size > 1].min(initial=len(self.targets)) / len(self.targets)
+        partners = different / len(batch) * (1 - rarest) ** (different - 1)
+        return BatchCost(plain, extra, step, max(1.0, (1 + partners) / (1 + extra / plain)))

@@ -22,6 +22,7 @@ from torch import nn
 from timm_synermix.cli.checks import naming, replaced
 from timm_synermix.cli.rules import flag
 from timm_synermix.data.classes import class_names, class_to_idx
+from timm_synermix.data.overview import log_cost
 from timm_synermix.engine.checkpoint import ResumePoint, RunSaver, experiment_name, output_folder
 from timm_synermix.engine.loaders import create_datasets, create_eval_loader, run_facts
 from timm_synermix.engine.resume import resume_schedule, resume_task
@@ -234,12 +235,11 @@ def log_start(run: Run) -> None:
         f'{args.world_size} process(es) on {args.device}, {amp} autocast, learning rate {args.lr:g}; {versions}'
     )
     if args.synermix:
-        sampler = getattr(run.loaders.train.batch_sampler, 'batch_sampler', None)  # a stream has none
-        extra = getattr(sampler, 'expected_supplements', float)()
+        mixed = args.synermix_num_mixed or 'all'
         _logger.info(
-            f'SynerMix: beta {task.beta}, {args.synermix_forward} forward, images mixed per class '
-            f'{args.synermix_num_mixed or "all"}, about {extra:.1f} extra images per batch of {args.batch_size} '
-            f'(+{100 * extra / args.batch_size:.0f} %)'
+            f'SynerMix: beta {task.beta}, {args.synermix_forward} forward, images mixed per class {mixed}, '
+            f'{args.synermix_batch} batches'
         )
+        log_cost(getattr(run.loaders.train.batch_sampler, 'batch_sampler', None))
     unit = 'epoch' if run.trained.scheduler is None or run.trained.scheduler.t_in_epochs else 'update'
     _logger.info(f'Epochs: {place.num_epochs}, learning rate stepped per {unit}. Output: {output_folder(args)}')

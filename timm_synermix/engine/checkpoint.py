@@ -30,7 +30,8 @@ from timm_synermix.utils.timm_private import CheckpointSaver
 
 _logger = logging.getLogger(__name__)
 
-FORMAT = 1  # of what a checkpoint holds beside timm's
+# Of what a checkpoint holds beside timm's, and of the order of the images that it is in the middle of.
+FORMAT = 2
 
 
 class SaveError(OSError):
@@ -146,7 +147,7 @@ class ResumePoint:
             raise ValueError(f'it holds no checkpoint but {type(content).__name__}')
         point = cls(path, content)
         try:
-            version = int(point.state.get('format', FORMAT))
+            version = point.format
             if point.state:
                 point.epoch, point.batch = int(point.state['epoch']), int(point.state['batch'])
             elif 'epoch' in content:
@@ -171,6 +172,11 @@ class ResumePoint:
     def class_to_idx(self) -> dict[str, int]:
         """The numbers of the classes that it was trained on, by name; of a run whose classes have none, nothing."""
         return self.state.get('class_to_idx') or {}
+
+    @property
+    def format(self) -> int:
+        """Format of what this script keeps in it."""
+        return int(self.state.get('format', FORMAT))
 
     @property
     def place(self) -> tuple[int, int]:

@@ -16,7 +16,7 @@ from timm.utils import unwrap_model
 
 from timm_synermix.cli.checks import replaced
 from timm_synermix.cli.rules import RULES, flag, names_with
-from timm_synermix.engine.checkpoint import NewerFormat, ResumePoint, checkpoint_paths, in_use, output_folder
+from timm_synermix.engine.checkpoint import FORMAT, NewerFormat, ResumePoint, checkpoint_paths, in_use, output_folder
 from timm_synermix.utils.files import FolderInUse, lock_folder
 from timm_synermix.utils.safe_load import LOAD_ERRORS, load_errors, load_reason
 
@@ -105,6 +105,11 @@ def resume_task(
         ValueError: It is of another model or, in the middle of an epoch, of other batches; or does not fit.
     """
     saved = point.content.get('args')
+    if point.batch and point.format < FORMAT:
+        raise ValueError(
+            f'--resume must name a checkpoint of a whole epoch, {point.path} is of an earlier version, which had the '
+            f'images of an epoch in another order (format {point.format}, now {FORMAT})'
+        )
     kept = _check_flags(args, vars(saved) if isinstance(saved, argparse.Namespace) else {}, point)
     _check_classes(point, class_to_idx or {})
     if point.batch and point.state.get('num_batches') != num_batches:

@@ -14,6 +14,7 @@ from timm_synermix.data.augment_ops import mend_augmentation
 from timm_synermix.data.classes import dataset_targets
 from timm_synermix.data.dataset import ReadableImages, image_mode
 from timm_synermix.data.loader import create_synermix_loader
+from timm_synermix.data.order import EpochOrder
 from timm_synermix.data.sample_loader import SampleLoader, SamplePrefetchLoader, shield
 from timm_synermix.data.transforms import add_small_image_augmentation
 
@@ -135,8 +136,10 @@ def _timm_loader(args: argparse.Namespace, dataset: Any, data_config: dict[str, 
 def _sample_loader(args: argparse.Namespace, loader: DataLoader, targets: Any) -> SampleLoader:
     """timm's loader as a `SampleLoader`."""
     batch_sampler: Any = loader.batch_sampler
-    if isinstance(batch_sampler.sampler, RandomSampler):  # its order would depend on what was drawn before
-        batch_sampler.sampler = DistributedSampler(loader.dataset, num_replicas=1, rank=0, seed=args.seed)
+    order: Any = batch_sampler.sampler
+    if isinstance(order, RandomSampler):  # its order would depend on what was drawn before
+        order = DistributedSampler(loader.dataset, num_replicas=1, rank=0)
+    batch_sampler.sampler = EpochOrder(order, args.seed)
     return SampleLoader(
         loader.dataset,
         batch_sampler,

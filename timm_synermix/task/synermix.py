@@ -74,8 +74,9 @@ class SynerMixTask(ClassificationTask):
             one. At least the largest number of images in a batch of a rank, to which features are padded; 0 for the
             classes of each rank by itself. Needs a process group.
         classifier: See `FeatureHook`.
-        seed: Seed of the mixing weights. Those of the n-th batch depend on seed and n, which checkpoints hold, so that
-            a resumed run draws what it would have drawn. Give each rank its own, but with gather_rows the same.
+        seed: Seed of the mixing weights. Those of the n-th batch depend on seed, rank and n, which checkpoints hold, so
+            that a resumed run draws what it would have drawn.
+        rank: Distributed rank, so that ranks draw different weights; with gather_rows the same for all.
         device, dtype, verbose: As in timm.
 
     Raises:
@@ -104,6 +105,7 @@ class SynerMixTask(ClassificationTask):
         gather_rows: int = 0,
         classifier: str | Sequence[str] | None = None,
         seed: int = 42,
+        rank: int = 0,
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
         verbose: bool = True,
@@ -143,7 +145,7 @@ class SynerMixTask(ClassificationTask):
             leaf: Any = model.get_submodule(self.trainable_module.hook.leaf_names[0])
             self.bank = FeatureBank(num_classes=len(leaf.weight))
         self.synermix_enabled = True  # set to False to go on with L_inter alone, as Mixup.mixup_enabled
-        self.seed = seed
+        self.seed, self.rank = seed, rank
         self.num_batches = 0  # that were mixed so far
 
     def compile(self, backend: str = 'inductor', mode: str | None = None, **compile_kwargs: Any) -> Any:
@@ -310,7 +312,7 @@ class SynerMixTask(ClassificationTask):
 
     def _draw_mix(self, target: Tensor) -> tuple[Tensor, Tensor, Tensor, BankMix | None]:
         """Row and weight of each image, class of each row, and partners from the bank."""
-        generator = torch.Generator(target.device).manual_seed(seed_of('mix', self.seed, self.num_batches))
+        generator = torch.Generator(target.device).manual_seed(seed_of('mix', self.seed, self.rank, self.num_batches))
         self.num_batches += 1
         if self.mix == 'none':
             row = torch.arange(len(target), device=target.device)
