@@ -1,6 +1,7 @@
 """A wrong value for each flag, drawn by its type: one line and exit code 2 with nothing written, or it does no harm."""
 
 import pytest
+from accelerate.state import AcceleratorState
 
 import train
 import validate
@@ -73,18 +74,30 @@ def test_wrong_values_are_refused_in_one_line_that_names_the_flag(parser, check,
     assert not [*tmp_path.iterdir()]
 
 
-# Those that are right for themselves, and show only where they are used.
-ELSEWHERE = [
-    (action.option_strings[-1], values)
-    for action, values in cases(train.parser)
-    if action.nargs != 0 and not action.choices and len(values) in (1, 3)
-    if values[0] in (WRONG_TEXT if action.type not in WRONG else ['-1'] if RULES[action.dest].values.low < 0 else [])
-]
+def elsewhere(parser):
+    """The values that are right for themselves, and show to be wrong only where they are used."""
+    for action, values in cases(parser):
+        allowed = RULES[action.dest].values
+        wrong = WRONG_TEXT if action.type not in WRONG else ['-1'] if allowed is not None and allowed.low < 0 else []
+        if action.nargs != 0 and not action.choices and len(values) in (1, 3) and values[0] in wrong:
+            yield action.option_strings[-1], values
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(('flag', 'values'), ELSEWHERE)
+@pytest.mark.parametrize(('flag', 'values'), list(elsewhere(train.parser)))
 def test_a_run_with_a_wrong_value_is_refused_or_runs(run_train, capsys, monkeypatch, tmp_path, flag, values):
     monkeypatch.chdir(tmp_path)
     if refusal(lambda: run_train(flag, *values), capsys) is not None:
         assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.slow
+def test_an_evaluation_with_a_wrong_value_is_refused_or_runs(run_train, image_folder, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    checkpoint = run_train().folder / 'last.pth.tar'
+    given = ['--data-dir', image_folder, '--checkpoint', checkpoint, '--device', 'cpu', '-j', '0']
+    for flag, values in elsewhere(validate.parser):
+        monkeypatch.setattr('sys.argv', ['validate.py', *map(str, given), flag, *values])
+        if (flag, values) != ('--checkpoint', ['']):  # a pretrained model, which would be downloaded
+            AcceleratorState._reset_state(reset_partial_state=True)
+            refusal(validate.main, capsys)

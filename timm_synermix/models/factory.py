@@ -59,8 +59,8 @@ def build_classifier(create_model: Callable[..., Any], args: argparse.Namespace,
         model = create_model(name, **init, **weights)
     except TypeError as error:
         raise ValueError(f'--model-kwargs or another flag does not fit --model {args.model}: {error}') from error
-    except AssertionError:  # timm's word on an argument
-        raise
+    except AssertionError as error:  # timm's word on an argument
+        raise ValueError(f'--gp {args.gp}: {error}' if args.gp and 'pool' in str(error) else str(error)) from error
     except Exception as error:  # the hub's client has kinds of its own
         if 'Unknown model' in str(error):
             close = difflib.get_close_matches(args.model, timm.list_models())
