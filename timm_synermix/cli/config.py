@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import reprlib
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
@@ -106,7 +107,7 @@ def argument_value(action: argparse.Action, value: Any, path: str) -> Any:
     else:
         expected, fits = 'a single value', not isinstance(value, (list, dict))
     if not fits:
-        raise ValueError(f'{key} in {path} must be {expected}, got {value!r}')
+        raise ValueError(f'{key} in {path} must be {expected}, got {reprlib.repr(value)}')
     if isinstance(action, ParseKwargs) or action.nargs == 0 or value == []:
         return value
     if action.nargs == '?' and value is True:

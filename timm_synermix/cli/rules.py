@@ -50,7 +50,6 @@ class Rule(NamedTuple):
 
 _INT64, _FLOAT32 = 2**63 - 1, 3.4e38
 
-
 _ANY = Range()
 _FROM_0 = Range(0)
 _FROM_1 = Range(1)
