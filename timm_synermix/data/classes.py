@@ -87,7 +87,8 @@ def renumber(dataset: Any, numbers: Mapping[str, int], what: str = 'validation')
     if not numbers or not own or own == dict(numbers):
         return
     targets = dataset_targets(dataset)
-    present = own if targets is None else {name: i for name, i in own.items() if i in set(targets.tolist())}
+    found = set(own.values() if targets is None else targets.tolist())
+    present = {name: i for name, i in own.items() if i in found}
     unknown = [str(name) for name in present if name not in numbers]
     if unknown:
         raise ValueError(

@@ -53,12 +53,12 @@ def walk_images(root: str, endings: set[str]) -> Walk:
     while waiting:
         folder, above, linked = waiting.pop()
         label = os.path.basename(folder)
-        nothing_here = True
+        nothing_here, before = True, len(walk.images)
         for entry in _entries(root, folder):
-            path = os.path.join(folder, entry.name)
             ending = os.path.splitext(entry.name)[1].lower()
             if _is(entry.is_dir):
                 nothing_here = False
+                path = os.path.join(folder, entry.name)
                 status = entry.stat()
                 key = (status.st_dev, status.st_ino)
                 if entry.is_symlink() and key in (seen if linked else above):
@@ -71,9 +71,10 @@ def walk_images(root: str, endings: set[str]) -> Walk:
             elif _is(entry.is_file) or not os.path.exists(entry.path):  # a dead link is an image that cannot be read
                 nothing_here = False
                 walk.images.append((entry.path, label))
-                walk.folders[label].add(folder)
             else:
-                walk.odd.append(path)
+                walk.odd.append(os.path.join(folder, entry.name))
+        if len(walk.images) > before:
+            walk.folders[label].add(folder)
         if nothing_here and folder:
             walk.empty.append(folder)
     return walk
@@ -96,8 +97,11 @@ def _is(kind: Any) -> bool:
 
 def natural_order(name: str) -> tuple[list[Any], str]:
     """A key that sorts as timm does, 'img9' before 'img10', and what is equal to timm ('a' and 'A') by letter."""
-    parts = re.split(r'(\d+)', name.lower())
-    return [int(part) if i % 2 else part for i, part in enumerate(parts)], name
+    return _natural_parts(name), name
+
+
+def _natural_parts(name: str) -> list[Any]:
+    return [int(part) if i % 2 else part for i, part in enumerate(re.split(r'(\d+)', name.lower()))]
 
 
 class FolderReader(ReaderImageFolder):
@@ -133,7 +137,7 @@ class FolderReader(ReaderImageFolder):
         if len(self.walk.images) == self.left_out.total():
             raise ValueError(f"--class-map has none of the classes in '{root}': {some(names)}.")
         images = [(path, self.class_to_idx[name]) for path, name in self.walk.images if name in self.class_to_idx]
-        self.samples = sorted(images, key=lambda image: natural_order(image[0]))
+        self.samples = sorted(sorted(images), key=lambda image: _natural_parts(image[0]))  # by natural_order, faster
 
     def _check(self, labelled: bool) -> None:
         walk, root = self.walk, self.root
