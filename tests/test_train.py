@@ -501,7 +501,7 @@ def test_bad_input(run_train, image_folder, tmp_path, capsys, name):
     assert error.value.code == 2
     text = capsys.readouterr().err
     assert message in text
-    assert '.py: error: ' in text.strip().splitlines()[-1]
+    assert ': error: ' in text.strip().splitlines()[-1]
     assert not (tmp_path / 'run').exists()
 
 
