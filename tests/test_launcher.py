@@ -17,6 +17,12 @@ from timm_synermix.launch.launcher import main
 STANDINS = ROOT / 'tests' / 'standins'
 TASK, LOSS = 'train_task.py', 'train_loss.py'
 both = pytest.mark.parametrize('script', [TASK, LOSS])
+
+
+def slow(*flags):
+    return pytest.param([*flags], marks=pytest.mark.slow)
+
+
 COHESION = {'eval_cosine_cohesion', 'eval_nc1', 'eval_silhouette'}
 
 
@@ -115,7 +121,9 @@ BY_HAND = {
 
 
 @both
-@pytest.mark.parametrize('flags', [[], ['--mixup', '0.8', '--drop', '0.2', '--no-prefetcher'], ['--cutmix', '1']])
+@pytest.mark.parametrize(
+    'flags', [[], slow('--mixup', '0.8', '--drop', '0.2', '--no-prefetcher'), slow('--cutmix', '1')]
+)
 def test_losses_are_those_of_the_script_edited_by_hand(script, flags, run):
     flags = ['--synermix', '--synermix-num-mixed', '2', '--reprob', '0.5', '--no-eval', *flags]
     launched = run(script, *flags)
@@ -126,6 +134,7 @@ def test_losses_are_those_of_the_script_edited_by_hand(script, flags, run):
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
 
 
+@pytest.mark.slow
 @both
 def test_without_a_flag_the_script_is_what_it_was(script, run):
     flags = ['--mixup', '0.5', '--drop', '0.1', '--model-ema', '--epochs', '1']
@@ -156,6 +165,7 @@ def test_both_losses_and_cohesion_stand_in_summary_csv_and_in_the_log(script, ru
     )
 
 
+@pytest.mark.slow
 @both
 def test_cohesion_alone_changes_no_loss(script, run):
     flags = ['--epochs', '1']
@@ -207,6 +217,7 @@ def refusal(run, capsys, tmp_path):
     return refusal
 
 
+@pytest.mark.slow
 @both
 @pytest.mark.parametrize(
     ('flags', 'message'),
@@ -287,6 +298,15 @@ def main""",
         ],
         'the output of the model did not reach its loss, which was looked for among',
     ),
+    'accuracy while it trains': (
+        [
+            (
+                '        losses_m.update(loss.item(), input.size(0))\n        if need_update',
+                '        utils.accuracy(output, target)\n        if need_update',
+            )
+        ],
+        'in training the output of the model has the rows of both losses',
+    ),
     'more than the loss': (
         [
             (
@@ -314,6 +334,7 @@ def main():
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('script', 'name'), [*((s, n) for s in (TASK, LOSS) for n in CHANGED), *((LOSS, n) for n in CHANGED_LOSS)]
 )
@@ -419,6 +440,7 @@ def test_evaluation_of_a_compiled_model_is_measured(script, run):
             assert float(row[name]) == pytest.approx(float(expected[name]), rel=1e-3), name
 
 
+@pytest.mark.slow
 @both
 def test_synermix_and_mixup_end_at_their_epochs(script, run):
     flags = ['--synermix', '--no-eval', '--mixup', '1', '--epochs', '3', '--smoothing', '0']
@@ -430,6 +452,7 @@ def test_synermix_and_mixup_end_at_their_epochs(script, run):
     assert row['train_inter_loss'] == pytest.approx(row['train_loss'])
 
 
+@pytest.mark.slow
 @both
 def test_a_resumed_run_goes_on_where_it_was(script, run):
     flags = ['--synermix', '--no-eval', '--model-ema']
@@ -442,6 +465,7 @@ def test_a_resumed_run_goes_on_where_it_was(script, run):
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
 
 
+@pytest.mark.slow
 @both
 def test_manifold_mixup_alone_and_with_synermix(script, run):
     flags = ['--manifold-mixup', '1', '--manifold-mixup-layers', 'input', '--no-eval', '--epochs', '1']
@@ -450,6 +474,7 @@ def test_manifold_mixup_alone_and_with_synermix(script, run):
     assert len({*alone.steps(), *both_of_them.steps()}) == len(alone.steps()) + len(both_of_them.steps())
 
 
+@pytest.mark.slow
 @both
 def test_w_and_b_gets_the_row_of_summary_csv(script, run, monkeypatch):
     import wandb

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import torch
+import torch.distributed as dist
 from timm.task import evaluation_sample_limit
 from torch import Tensor, nn
 
@@ -82,7 +82,7 @@ class Evaluation:
         if meter is None:
             meter = CohesionMeter(self._num_classes)
         self.metrics = meter.compute().metrics
-        if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
+        if not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0:
             _logger.info('Cohesion: ' + '  '.join(f'{name}: {value:.4g}' for name, value in self.metrics.items()))
 
 

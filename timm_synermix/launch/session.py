@@ -131,11 +131,15 @@ class Session:
         """Raise the reason of an error that is the launcher's doing."""
         if isinstance(error, OutputMisused):
             raise LaunchError(f'--synermix: {error}') from error
+        reason = ' '.join(str(error).split())
         if self.training is not None and self.training.waits_for_loss:
-            reason = ' '.join(str(error).split())
             raise LaunchError(
                 f"the output of the model did not reach its loss, which was looked for among timm's, torch's and the "
                 f'modules of {self.script.path.parent}: {reason}'
+            ) from error
+        if self.training is not None and self.training.is_about_output(error):
+            raise LaunchError(
+                f'in training the output of the model has the rows of both losses, and is for the loss alone: {reason}'
             ) from error
 
 

@@ -59,15 +59,13 @@ class TrainLoader:
         epoch = self._next_epoch()
         self._training.begin(epoch, len(self))
         means = _Means()
-        try:
-            for batch, (input, target) in enumerate(self._loader):
-                yield self._training.hand_out(input, target)
-                losses = self._training.losses()
-                means.add(losses, len(target))
-                self._log(epoch, batch, losses, means)
-        finally:
-            self._training.end()
-        self.epoch_losses = means.over_processes(input.device)
+        for batch, (input, target) in enumerate(self._loader):
+            yield self._training.hand_out(input, target)
+            losses = self._training.losses()
+            means.add(losses, len(target))
+            self._log(epoch, batch, losses, means)
+        self._training.end()  # not by an error, which is explained by the batch it comes from
+        self.epoch_losses = means.over_processes()
 
     def _next_epoch(self) -> int:
         draws = self._loader.batch_sampler
@@ -106,16 +104,19 @@ class _Means:
     def add(self, losses: Mapping[str, Tensor], count: int) -> None:
         for name in _LOG_NAMES:
             if name in losses:
-                self._sums[name] = self._sums.get(name, 0.0) + losses[name].double() * count
+                # float64 keeps a long epoch's sum exact; Apple's GPUs have none
+                loss = losses[name].to(torch.float32 if losses[name].device.type == 'mps' else torch.float64)
+                self._sums[name] = self._sums.get(name, 0.0) + loss * count
                 self._counts[name] += count
 
     def of_process(self) -> dict[str, float]:
         return {name: self._sums[name].item() / self._counts[name] for name in self._sums}
 
-    def over_processes(self, device: torch.device) -> dict[str, float]:
+    def over_processes(self) -> dict[str, float]:
         """NaN for a loss that there was not; every process must call it."""
         sums = [float(self._sums.get(name, 0.0)) for name in _LOG_NAMES]
-        totals = torch.tensor([*sums, *self._counts.values()], dtype=torch.float64, device=device)
+        some = next(iter(self._sums.values()), torch.zeros(0, dtype=torch.float64))  # on the device
+        totals = torch.tensor([*sums, *self._counts.values()], dtype=some.dtype, device=some.device)
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(totals)
         sums, counts = totals.tolist()[: len(sums)], totals.tolist()[len(sums) :]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -159,6 +160,10 @@ class Training(ABC):
             return criterion
         return SoftTargetCrossEntropy()
 
+    def is_about_output(self, error: Exception) -> bool:
+        """Whether an error comes from a function that has the output of both losses at hand."""
+        return False
+
     def check_model(self, module: nn.Module) -> None:
         """Refuse a step of a model that is not ours."""
         return
@@ -274,6 +279,10 @@ class LossTraining(Training):
         for function in (timm.optim.create_optimizer, timm.optim.create_optimizer_v2):
             session._wrap(function, self._create_optimizer)
 
+    def is_about_output(self, error: Exception) -> bool:
+        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+        return self.synermix is not None and any(map(self.synermix.is_output, frames[-1].f_locals.values()))
+
     def check_model(self, module: nn.Module) -> None:
         if self.synermix is not None and module is not self.synermix.model and torch.is_grad_enabled():
             raise LaunchError(f'--synermix: two models are trained, {len(self.session.models)} were made, not one')
@@ -309,9 +318,8 @@ class LossTraining(Training):
         return self.synermix.losses
 
     def end(self) -> None:
-        if not self.waits_for_loss:  # else it ends by an error, which `Session.explain` explains
-            assert self.synermix is not None
-            self.synermix.forget()
+        assert self.synermix is not None
+        self.synermix.forget()
 
     @property
     def in_step(self) -> bool:

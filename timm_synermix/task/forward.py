@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from types import MethodType
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +46,7 @@ class _Step:
     features: tuple[Tensor, ...] = ()
     loss_grad: list[Tensor] = field(default_factory=list)  # of the loss, with respect to the output
     state: str = 'handed out'  # then 'waiting' for its loss, then 'joined'
+    output: Callable[[], Tensor | None] = lambda: None  # of the model, as long as the loop keeps it
 
 
 class SynerMixForward:
@@ -147,7 +149,12 @@ class SynerMixForward:
         output = torch.cat(logits) if len(logits) > 1 else logits[0]
         if not torch.compiler.is_compiling():
             output.register_hook(partial(_check_grad, step))
+            step.output = ref(output)
         return output
+
+    def is_output(self, value: Any) -> bool:
+        """Whether a value is what the model returned for both losses of the last batch."""
+        return self._step is not None and value is not None and value is self._step.output()
 
     def join(self, criterion: Callable[[Tensor, Tensor], Tensor], output: Tensor, target: Tensor) -> Tensor:
         """The loss of both parts of an output, or criterion of an output of the evaluation.
