@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import train
-from timm_synermix.engine.checkpoint import RunSaver
+from timm_synermix.engine.checkpoint import ResumePoint, RunSaver
 from timm_synermix.utils.safe_load import load_content
 
 LOST = 'DataLoader worker (pid 9) is killed by signal: Killed. '
@@ -99,3 +99,19 @@ def test_a_folder_that_is_new_is_taken_away_again(tmp_path, monkeypatch):
         with pytest.raises(ValueError, match='no tracker'), saver.discarded_unless_built():
             raise ValueError('no tracker')
         assert folder.exists() != is_new
+
+
+def test_a_checkpoint_is_not_put_aside_for_a_worker(tmp_path, monkeypatch):
+    """That dies while the checkpoints of a folder are looked at."""
+    from test_checkpoint import find, make_saver, save
+
+    save(make_saver(tmp_path / 'run'), 0)
+    saver = make_saver(tmp_path / 'run', find(tmp_path / 'run'))
+
+    def read(path):
+        raise RuntimeError(LOST)
+
+    monkeypatch.setattr(ResumePoint, 'read', read)
+    with pytest.raises(RuntimeError, match='DataLoader worker'):
+        saver.begin()
+    assert not list((tmp_path / 'run').glob('*.old'))

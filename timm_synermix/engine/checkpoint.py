@@ -351,7 +351,9 @@ class RunSaver(CheckpointSaver):
             return not (0, 0) < ResumePoint.read(path).place <= self._start
         except OSError:  # it may be there again in a moment
             return False
-        except LOAD_ERRORS:
+        except LOAD_ERRORS as error:
+            if lost_worker(error):  # not the fault of the file
+                raise
             return True
 
     def state_dict(self, epoch: int | None = None, metric: float | None = None) -> dict[str, Any]:
