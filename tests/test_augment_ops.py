@@ -13,9 +13,10 @@ from timm.data.auto_augment import AugmentOp, auto_augment_transform, rand_augme
 
 from timm_synermix import create_synermix_loader
 from timm_synermix.data.augment_ops import mend_augmentation
-from timm_synermix.data.dataset import ReadableImages, SampleDataset, UnreadableImage
+from timm_synermix.data.dataset import ReadableImages, UnreadableImage
 from timm_synermix.data.dataset_factory import create_dataset
 from timm_synermix.data.draws import Draw
+from timm_synermix.data.sample_dataset import SampleDataset
 from timm_synermix.data.stream import ReadableStream
 
 HPARAMS = dict(translate_const=5, img_mean=(124, 116, 104), interpolation=Image.Resampling.BILINEAR)

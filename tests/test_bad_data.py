@@ -11,9 +11,10 @@ from PIL import Image
 from timm.data import create_transform
 
 from timm_synermix import create_synermix_loader
-from timm_synermix.data.dataset import ReadableImages, SampleDataset, UnreadableImage
+from timm_synermix.data.dataset import ReadableImages, UnreadableImage
 from timm_synermix.data.dataset_factory import create_dataset
 from timm_synermix.data.draws import Draw, Views, with_image
+from timm_synermix.data.sample_dataset import SampleDataset
 
 
 def png_of_size(width, height):

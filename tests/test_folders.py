@@ -20,11 +20,12 @@ from timm.utils import natural_key
 from torchvision import datasets as tv
 
 from timm_synermix.data.classes import check_classes, class_names, class_to_idx, dataset_targets, renumber
-from timm_synermix.data.dataset import ReadableImages, num_clipped
+from timm_synermix.data.dataset import ReadableImages
 from timm_synermix.data.dataset_checks import check_splits
 from timm_synermix.data.dataset_factory import create_dataset
 from timm_synermix.data.image_folder import FolderReader, natural_order
 from timm_synermix.data.overview import log_overview
+from timm_synermix.data.sample_dataset import num_clipped
 from timm_synermix.engine.loaders import image_mode_of
 
 

@@ -16,8 +16,8 @@ from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from timm_synermix.data.dataset import SampleDataset
 from timm_synermix.data.draws import DrawSampler
+from timm_synermix.data.sample_dataset import SampleDataset
 from timm_synermix.utils.random import random_state_kept, seed_everything, seed_of
 
 

@@ -16,7 +16,7 @@ from timm.task import ClassificationEvaluator, evaluation_sample_limit
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from timm_synermix.data.dataset import warn_of_skipped
+from timm_synermix.data.sample_dataset import warn_of_skipped
 from timm_synermix.features import FeatureHook, pool_feature
 
 _logger = logging.getLogger(__name__)

@@ -16,10 +16,11 @@ from torch.utils.data import IterableDataset
 
 from timm_synermix.cli.rules import flag, names_with
 from timm_synermix.data.classes import check_classes, class_to_idx, dataset_targets
-from timm_synermix.data.dataset import ReadableImages, SampleDataset
+from timm_synermix.data.dataset import ReadableImages
 from timm_synermix.data.dataset_checks import check_splits
 from timm_synermix.data.dataset_factory import create_dataset, describe
 from timm_synermix.data.overview import log_overview
+from timm_synermix.data.sample_dataset import SampleDataset
 from timm_synermix.data.sample_loader import shield
 from timm_synermix.data.stream import ReadableStream
 

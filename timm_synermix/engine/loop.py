@@ -19,7 +19,7 @@ from timm.utils import dispatch_clip_grad, distribute_bn
 from torch import Tensor, nn
 from torch.utils.data import IterableDataset
 
-from timm_synermix.data.dataset import warn_of_skipped
+from timm_synermix.data.sample_dataset import warn_of_skipped
 from timm_synermix.engine.progress import TrainProgress
 from timm_synermix.engine.run import Run, save_in_epoch
 from timm_synermix.functional import synermix_loss
