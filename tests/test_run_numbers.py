@@ -117,3 +117,16 @@ def test_a_class_without_images(run_train, monkeypatch, capsys, image_folder, tm
     with pytest.raises(SystemExit):
         said_by_validate(monkeypatch, capsys, '--checkpoint', run.folder / 'model_best.pth.tar')
     assert 'has classes that training did not have: x' in capsys.readouterr().err
+
+
+def test_a_worker_that_is_killed_is_one_line(run_train, monkeypatch, capsys, caplog):
+    run = run_train()
+
+    def killed(*args, **kwargs):
+        raise RuntimeError('DataLoader worker (pid 9) is killed by signal: Killed. ')
+
+    monkeypatch.setattr(validate, 'evaluate', killed)
+    with pytest.raises(SystemExit) as error:
+        said_by_validate(monkeypatch, capsys, '--checkpoint', run.folder / 'last.pth.tar')
+    assert error.value.code == 1
+    assert 'Stopped: DataLoader worker (pid 9) is killed by signal: Killed, as the system does' in caplog.text

@@ -38,6 +38,7 @@ from timm_synermix.engine.loaders import build_dataset, build_loader
 from timm_synermix.engine.reporting import write_outcome_report
 from timm_synermix.metrics.collection import CohesionMeter
 from timm_synermix.models.factory import Built, build_eval_model
+from timm_synermix.utils.distributed import lost_worker, lost_worker_reason
 from timm_synermix.utils.summary import finite_or_none, write_results
 
 _logger = logging.getLogger(__name__)
@@ -50,6 +51,11 @@ def main() -> None:
         run(*parse_args(parser))
     except KeyboardInterrupt:
         sys.exit(130)  # the shell's code for SIGINT
+    except RuntimeError as error:
+        if not lost_worker(error):
+            raise
+        _logger.error(f'Stopped: {lost_worker_reason(error)}.')
+        sys.exit(1)
 
 
 def validate(args: argparse.Namespace) -> Any:

@@ -165,7 +165,7 @@ def _of_run(run_args: dict[str, Any], args: argparse.Namespace, given: frozenset
     """What its run says about how a checkpoint is evaluated, but for what the user gave."""
     if not run_args:
         return {}
-    skipped = {'data', 'data_dir'} if args.data or args.data_dir else set()
+    skipped = {'data', 'data_dir'} if args.data or args.data_dir or 'data_dir' in given else set()
     if 'dataset' in given:
         skipped |= _OF_DATASET
     if given & {'img_size', 'input_size'}:  # either says all about the size
@@ -180,7 +180,9 @@ def _of_run(run_args: dict[str, Any], args: argparse.Namespace, given: frozenset
     if 'use_train_size' not in given:
         taken['use_train_size'] = True  # as in the run's own evaluations; timm's default is a model's size for tests
     averaged = run_args.get('model_ema') and not run_args.get('model_ema_force_cpu')
-    if averaged and not args.no_use_ema and not path.endswith('.safetensors'):  # which has one set of weights
+    if (
+        averaged and 'use_ema' not in given and not args.no_use_ema and not path.endswith('.safetensors')
+    ):  # which has one set of weights
         taken['use_ema'] = True
     return taken
 

@@ -13,7 +13,7 @@ from timm_synermix.data.dataset import UnreadableImage
 from timm_synermix.engine.checkpoint import SaveError, how_to_continue
 from timm_synermix.engine.loss_guard import NonFiniteLoss
 from timm_synermix.engine.run import Run
-from timm_synermix.utils.distributed import lost_process, lost_worker
+from timm_synermix.utils.distributed import lost_process, lost_worker, lost_worker_reason
 from timm_synermix.utils.signals import Stopped
 
 _logger = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ def stops_told(run: Run) -> Iterator[None]:
         sys.exit(1)
     except RuntimeError as error:
         if lost_worker(error):
-            _logger.error(f'Stopped: {_of_worker(error)}. {how_to_continue(args)}')
+            _logger.error(f'Stopped: {lost_worker_reason(error)}. {how_to_continue(args)}')
             sys.exit(1)
         if args.world_size == 1 or not lost_process(error):
             raise
@@ -64,8 +64,3 @@ def stops_told(run: Run) -> Iterator[None]:
     finally:
         if run.keeper.saver is not None:
             run.keeper.saver.unlock()
-
-
-def _of_worker(error: RuntimeError) -> str:
-    reason = str(error).strip().splitlines()[-1].partition('. ')[0].rstrip('. ')
-    return f'{reason}, as the system does when memory runs out: fewer --workers need less'

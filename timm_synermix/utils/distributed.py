@@ -60,3 +60,9 @@ def lost_process(error: RuntimeError) -> bool:
 def lost_worker(error: BaseException) -> bool:
     """Whether an error says that a worker of a loader was killed; torch raises it wherever the process is just then."""
     return 'DataLoader worker' in str(error)
+
+
+def lost_worker_reason(error: BaseException) -> str:
+    """What to tell a user of it, in one line."""
+    reason = str(error).strip().splitlines()[-1].partition('. ')[0].rstrip('. ')
+    return f'{reason}, as the system does when memory runs out: fewer --workers need less'
