@@ -6,12 +6,16 @@ import numpy as np
 import pytest
 import timm
 import torch
-from timm.data import Mixup
+from timm.data import AugMixDataset, Mixup, create_dataset, create_transform
+from timm.layers import convert_splitbn_model
+from timm.loss import JsdCrossEntropy
 from timm.task import FeatureDistillationTask, LogitDistillationTask, TokenDistillationTask
 from torch.nn.functional import cross_entropy, kl_div, log_softmax, mse_loss
 
-from timm_synermix import SynerMixTask
+from timm_synermix import SynerMixTask, create_synermix_loader
+from timm_synermix.data.dataset import ReadableImages
 from timm_synermix.task.mixup import HalfMixup, RegMixup
+from timm_synermix.utils.random import seed_everything, seed_of
 
 CLASSES = 6
 TARGET = torch.tensor([4, 0, 4, 2, 4, 0])
@@ -173,6 +177,128 @@ def test_an_inter_task_excludes_one_forward():
     inner = distillation_task('logit', student, teacher)
     with pytest.raises(ValueError, match='inter_task needs two forwards'):
         SynerMixTask(student, inter_task=inner, fused=True, **KWARGS)
+
+
+# Augmentation splits: L_inter is the loss of all splits, as timm computes it
+
+
+def plain_jsd(logits, target, num_splits, alpha=12):
+    """Cross-entropy of the first split, and how far the predictions of all are from their mean."""
+    probabilities = logits.softmax(1).chunk(num_splits)
+    mean = torch.stack(probabilities).mean(0).log()
+    distance = sum((p * (p.log() - mean)).sum(1).mean() for p in probabilities) / num_splits
+    return cross_entropy(logits[: len(target)], target) + alpha * distance
+
+
+def split_views(num_splits, num_augmented=6, size=32):
+    generator = torch.Generator().manual_seed(3)
+    return torch.randn(6 + num_splits * num_augmented, 3, size, size, generator=generator)
+
+
+@pytest.mark.parametrize('num_augmented', [6, 4])
+@pytest.mark.parametrize('given', [False, True], ids=['loss type', 'criterion'])
+def test_jsd_sees_all_splits_and_the_mixes_get_its_cross_entropy(given, num_augmented):
+    torch.manual_seed(0)
+    model, input = create('test_resnet').eval(), split_views(3, num_augmented)
+    kwargs = dict(KWARGS, criterion_kwargs=dict(loss_type='jsd', jsd_splits=3, smoothing=0.0))
+    if given:
+        kwargs = dict(criterion=JsdCrossEntropy(num_splits=3, smoothing=0.0), verbose=False)
+    task = SynerMixTask(model, splits=3, beta=0.3, **kwargs)
+    intra = intra_loss(task, model, input[:6])
+    inter = plain_jsd(model(input[6:]), TARGET[:num_augmented], 3)
+    result = task(input, TARGET)
+    torch.testing.assert_close(result['intra_loss'], intra.detach())
+    torch.testing.assert_close(result['inter_loss'], inter.detach())
+    torch.testing.assert_close(result['loss'], 0.3 * intra + 0.7 * inter)
+    without = SynerMixTask(model, splits=3, beta=0.3, **kwargs)(input[6:], TARGET[:num_augmented].repeat(3))
+    torch.testing.assert_close(without['loss'], inter)
+
+
+@pytest.mark.parametrize('rows', [5, 17, 20])
+def test_splits_are_whole(rows):
+    task = SynerMixTask(create('test_resnet'), splits=2, **KWARGS)
+    with pytest.raises(ValueError, match='input must have 6 rows, or up to 18 with clean views, 2 more an image'):
+        task(split_views(3)[:rows], TARGET)
+
+
+def test_splits_exclude_a_mixup_and_split_norms_one_forward():
+    model = create('test_resnet')
+    with pytest.raises(ValueError, match=r'splits must be 1 with mixup_fn, .* got 2'):
+        SynerMixTask(model, splits=2, mixup_fn=Mixup(num_classes=CLASSES), verbose=False)
+    with pytest.raises(ValueError, match='fused must be False with SplitBatchNorm2d'):
+        SynerMixTask(convert_splitbn_model(model, 2), splits=2, fused=True, **KWARGS)
+
+
+def test_clean_images_go_through_the_main_norm_and_each_split_through_its_own():
+    torch.manual_seed(0)
+    plain, input = create('test_efficientnet'), split_views(2)
+    plain.train()
+    second = copy.deepcopy(plain)
+    model = convert_splitbn_model(copy.deepcopy(plain), 2)
+    model.train()
+    task = SynerMixTask(model, splits=2, beta=0.3, **KWARGS)
+    clean, *splits = input.chunk(3)
+    intra = intra_loss(task, plain, clean)
+    inter = cross_entropy(torch.cat([plain(splits[0]), second(splits[1])]), TARGET.repeat(2))
+    result = task(input, TARGET)
+    torch.testing.assert_close(result['loss'], 0.3 * intra + 0.7 * inter)
+    state = model.state_dict()
+    for name, value in plain.state_dict().items():
+        torch.testing.assert_close(state[name], value)
+    for name, value in second.state_dict().items():
+        owner, _, last = name.rpartition('.')
+        if 'running' in last:
+            torch.testing.assert_close(state[f'{owner}.aux_bn.0.{last}'], value)
+
+
+def load_splits(root, **kwargs):
+    dataset = create_dataset('', root=str(root), split='train')
+    kwargs = dict(singletons='keep', auto_augment='rand-m9-mstd0.5', hflip=0.5, num_workers=0) | kwargs
+    return create_synermix_loader(dataset, 32, 8, device=torch.device('cpu'), **kwargs)
+
+
+def test_splits_are_those_of_timm_behind_the_clean_views(image_folder):
+    loader = load_splits(image_folder, num_aug_splits=3, use_prefetcher=False)
+    reference = ReadableImages(create_dataset('', root=str(image_folder), split='train'))
+    splits = AugMixDataset(reference, num_splits=3)
+    splits.transform = create_transform(32, is_training=True, auto_augment='rand-m9-mstd0.5', hflip=0.5, separate=True)
+    evaluation = create_transform(32)
+    for (input, target), draws in zip(loader, loader.batch_sampler, strict=True):
+        expected = []
+        for epoch, occurrence, image in draws:
+            seed_everything(seed_of('sample', 42, epoch, image, occurrence))
+            views, label = splits[image]
+            expected.append((evaluation(reference.read(image)[0]), *views, label))
+        clean, *others, label = zip(*expected, strict=True)
+        assert torch.equal(input[len(target) :], torch.stack([view for split in others for view in split]))
+        torch.testing.assert_close(input[: len(target)], torch.stack(clean), atol=0.05, rtol=0)  # resized by torch
+        assert target.tolist() == list(label)
+
+
+def test_batches_of_splits_without_clean_views_are_those_of_timm(image_folder):
+    input, target = next(iter(load_splits(image_folder, num_aug_splits=3)))
+    bare, repeated = next(iter(load_splits(image_folder, num_aug_splits=3, clean_view=False)))
+    assert torch.equal(bare, input[len(target) :])
+    assert torch.equal(repeated, target.repeat(3))
+
+
+@pytest.mark.parametrize('num_splits', [0, 3])
+def test_resplit_erases_neither_clean_views_nor_the_first_split(image_folder, num_splits):
+    """Without splits, the first half of the augmented views."""
+    batches = [
+        next(iter(load_splits(image_folder, num_aug_splits=num_splits, re_split=True, re_prob=re_prob)))
+        for re_prob in (0.0, 1.0)
+    ]
+    (whole, target), (erased, _) = batches
+    spared = len(target) + (len(target) if num_splits else len(target) // 2)
+    same = [torch.equal(*pair) for pair in zip(whole, erased, strict=True)]
+    assert all(same[:spared])
+    assert not any(same[spared:])
+
+
+def test_small_image_augmentation_and_splits_exclude_each_other(image_folder):
+    with pytest.raises(ValueError, match='crop_padding and cutout must be 0 with num_aug_splits'):
+        load_splits(image_folder, num_aug_splits=2, cutout=4)
 
 
 # The controls

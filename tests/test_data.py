@@ -225,7 +225,7 @@ def test_epochs_differ_and_timm_can_set_them(image_folder):
         (dict(batch='even'), "batch must be one of grow, fixed, got 'even'"),
         (dict(scael=1), 'scael'),
         (dict(is_training=False), 'is_training must be True'),
-        (dict(num_aug_splits=2), 'num_aug_splits must be 0 .* got 2'),
+        (dict(input_size_choices=[16]), 'input_size_choices must be None .* got '),
         (dict(collate_fn=timm.data.FastCollateMixup()), 'collate_fn must be None .*SynerMixTask'),
     ],
 )

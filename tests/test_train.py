@@ -151,6 +151,15 @@ def test_the_feature_bank_is_resumed(run_train):
     assert torch.equal(other['feature0'], second['feature0'])  # it is taken over, and stays as it is when off
 
 
+@pytest.mark.parametrize('more', [[], ['--synermix-supplement', 'clean', '--synermix-interval', '2']], ids=str)
+def test_augmentation_splits(run_train, more):
+    flags = ['--aug-splits', '2', '--jsd-loss', '--split-bn', '--resplit', '--reprob', '0.5', '--aa', 'augmix-m3-w2-d1']
+    run = run_train('--synermix', *flags, '--epochs', '2', '--model-ema', *more)
+    row = run.summary()[-1]
+    assert row['train_loss'] == pytest.approx(0.5 * (row['train_intra_loss'] + row['train_inter_loss']), rel=1e-4)
+    assert any('aux_bn' in name for name in run.checkpoint()['state_dict'])
+
+
 def test_timm_flags_without_synermix(run_train):
     for i, flags in enumerate(
         [

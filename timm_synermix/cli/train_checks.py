@@ -65,6 +65,8 @@ def _check_synermix_args(args: argparse.Namespace) -> None:
             '--variable-batch-loss-scale': args.variable_batch_loss_scale != 'none',
         },
     )
+    if args.split_bn and args.synermix_forward == 'fused':
+        raise ValueError('--split-bn and --synermix-forward fused cannot be used together')
     BATCH_SIZE.check('--batch-size with --synermix', args.batch_size)
     fixed, clean = args.synermix_batch == 'fixed', args.synermix_supplement == 'clean'
     bank = args.synermix_singletons == 'bank'
@@ -95,6 +97,9 @@ def _check_manifold_mixup_args(args: argparse.Namespace) -> None:
         args,
         '--manifold-mixup',
         {
+            '--jsd-loss': args.loss == 'jsd',
+            '--aug-splits': args.aug_splits,
+            '--split-bn': args.split_bn,
             '--mixup or --cutmix': mixup_active(args),
             '--kd-model-name': args.kd_model_name,
             f'--mixup-mode {args.mixup_mode}': args.mixup_mode != 'batch',
@@ -141,9 +146,6 @@ def _check_small_image_args(args: argparse.Namespace) -> None:
 def _exclude(args: argparse.Namespace, flag: str, others: dict[str, Any]) -> None:
     """Refuse what SynerMixTask cannot do, and others that are set."""
     excluded = {
-        '--jsd-loss': args.loss == 'jsd',
-        '--aug-splits': args.aug_splits,
-        '--split-bn': args.split_bn,
         '--task multilabel': args.task == 'multilabel',
         '--torchscript': args.torchscript,
         **others,

@@ -143,8 +143,7 @@ class TwoViewDataset(ReadableImages):
     def __getitem__(self, item: Any) -> tuple[tuple[Tensor, ...], int]:
         wanted = item if isinstance(item, Views) else Views(item)
         image, target = self.read(wanted.image)
-        steps = [(wanted.clean, self.transform.clean), (wanted.augmented, self.transform.augmented)]
-        return tuple(view(image) for is_wanted, view in steps if is_wanted), target
+        return self.transform(image, wanted.clean, wanted.augmented), target
 
 
 def image_mode(dataset: Any) -> str | None:

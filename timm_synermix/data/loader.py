@@ -28,7 +28,12 @@ from timm_synermix.data.dataset import ReadableImages, TwoViewDataset, image_mod
 from timm_synermix.data.order import EpochOrder
 from timm_synermix.data.sample_loader import SampleLoader, SamplePrefetchLoader, shield
 from timm_synermix.data.sampler import SupplementBatchSampler
-from timm_synermix.data.transforms import TensorEvalTransform, TwoViewTransform, add_small_image_augmentation
+from timm_synermix.data.transforms import (
+    SplitTransform,
+    TensorEvalTransform,
+    TwoViewTransform,
+    add_small_image_augmentation,
+)
 from timm_synermix.utils.checks import BATCH, BATCH_SIZE, SINGLETONS, SUPPLEMENT, check_fixed
 from timm_synermix.utils.timm_private import worker_init
 
@@ -38,7 +43,6 @@ _logger = logging.getLogger(__name__)
 _ONLY_VALUE: dict[str, Any] = dict(
     is_training=True,
     collate_fn=None,
-    num_aug_splits=0,
     tf_preprocessing=False,
     crop_border_pixels=None,
     input_size_choices=None,
@@ -46,7 +50,7 @@ _ONLY_VALUE: dict[str, Any] = dict(
 )
 
 # Arguments of timm's create_loader that have no effect here.
-_WITHOUT_EFFECT = ('re_split', 'use_multi_epochs_loader')
+_WITHOUT_EFFECT = ('use_multi_epochs_loader',)
 
 
 def create_synermix_loader(
@@ -65,9 +69,11 @@ def create_synermix_loader(
     re_prob: float = 0.0,
     re_mode: str = 'const',
     re_count: int = 1,
+    re_split: bool = False,
     mean: tuple[float, ...] = (0.485, 0.456, 0.406),
     std: tuple[float, ...] = (0.229, 0.224, 0.225),
     num_aug_repeats: float = 0,
+    num_aug_splits: int = 0,
     num_workers: int = 1,
     distributed: bool = False,
     pin_memory: bool = False,
@@ -108,12 +114,16 @@ def create_synermix_loader(
         seed: Seed of the order of the images, of the supplements and of the augmentation.
         strict: Stop at the first image that cannot be read.
         num_aug_repeats: Repeated augmentation, through timm's sampler.
+        num_aug_splits: In place of the augmented view the S splits of timm's `AugMixDataset`, the first without
+            augmentation; dataset is not one itself. input is `[N + S N, C, H, W]`: clean views, first splits, and so
+            on. A batch without clean views is timm's own, `[S N, C, H, W]`, with S times the target.
+        re_split: No random erasing in the first split, or without splits in the first half of the augmented views.
         worker_seeding: Of a streaming data set. Has no effect on others, whose samples have seeds of their own.
         transform_kwargs: Of the clean view `clean_interpolation` ('bilinear'), and its centre crop `crop_pct` and
             `crop_mode`; of the augmented one `crop_padding` and `cutout`, see `add_small_image_augmentation`, and the
-            other arguments of `timm.data.create_transform`. re_split has no effect: the clean views are never erased,
-            which is what it asks for; nor has use_multi_epochs_loader: persistent_workers do what it is for. Arguments
-            of create_loader that two views leave no choice, as collate_fn or num_aug_splits, must have their default.
+            other arguments of `timm.data.create_transform`. use_multi_epochs_loader has no effect: persistent_workers
+            do what it is for. Arguments of create_loader that two views leave no choice, as collate_fn, must have their
+            default.
 
     Returns:
         PrefetchLoader with use_prefetcher, then images arrive on device and normalised; else DataLoader.
@@ -122,15 +132,15 @@ def create_synermix_loader(
         ValueError: singletons, supplement or batch is unknown, batch_size is below 2, interval is used with a data set
             that does not tell its labels, or an argument is not for two views.
     """
-    transform_kwargs = _of_two_views(transform_kwargs)
+    transform_kwargs, splits = _of_two_views(transform_kwargs), max(1, num_aug_splits)
     _check_batches(batch_size, singletons, supplement, batch)
     erasing: dict[str, Any] = dict(re_prob=re_prob, re_mode=re_mode, re_count=re_count, no_aug=no_aug)
     common: dict[str, Any] = dict(mean=mean, std=std, use_prefetcher=use_prefetcher)
-    transform = _create_views(input_size, image_mode(dataset), common, **erasing, **transform_kwargs)
+    transform = _create_views(input_size, image_mode(dataset), common, splits, **erasing, **transform_kwargs)
     views = _set_views(dataset, transform if clean_view else transform.augmented)
     loader_kwargs: dict[str, Any] = dict(
         num_workers=num_workers,
-        collate_fn=two_view_collate if clean_view else default_collate,
+        collate_fn=partial(two_view_collate, splits=splits) if clean_view or splits > 1 else default_collate,
         pin_memory=pin_memory,
         worker_init_fn=partial(worker_init, worker_seeding=worker_seeding),
         persistent_workers=persistent_workers and num_workers > 0,
@@ -142,21 +152,20 @@ def create_synermix_loader(
     else:
         rules: dict[str, Any] = dict(supplement=singletons == 'supplement', clean_only=supplement == 'clean')
         rules.update(interval=interval if clean_view else 1, batches_per_update=batches_per_update)
-        rules.update(fixed=batch == 'fixed')
+        rules['fixed'] = batch == 'fixed'
         loader_kwargs.update(targets=targets, seed=seed, strict=strict)
         loader = _sample_loader(views, batch_size, num_aug_repeats, distributed, rules, **loader_kwargs)
-        if not hasattr(type(dataset), 'set_epoch'):
-            dataset.set_epoch = loader.batch_sampler.set_epoch
     if not use_prefetcher:
         return loader
     output: dict[str, Any] = dict(mean=mean, std=std, device=device or torch.device('cuda'), img_dtype=img_dtype)
-    return _prefetching(loader, input_size, clean_view, **erasing, **output)
+    return _prefetching(loader, input_size, clean_view, max(2, splits) if re_split else 0, **erasing, **output)
 
 
 def _prefetching(
     loader: DataLoader,
     input_size: int | tuple[int, ...],
     clean_view: bool,
+    re_splits: int,
     re_prob: float,
     re_mode: str,
     re_count: int,
@@ -166,7 +175,7 @@ def _prefetching(
     """timm's prefetcher, which normalises the images on the device, and erases there."""
     erase = None
     if re_prob > 0 and not no_aug:
-        erase = RandomErasing(re_prob, mode=re_mode, max_count=re_count, device=kwargs['device'])
+        erase = RandomErasing(re_prob, mode=re_mode, max_count=re_count, num_splits=re_splits, device=kwargs['device'])
     channels = input_size[0] if isinstance(input_size, (tuple, list)) and len(input_size) == 3 else len(kwargs['mean'])
     return SamplePrefetchLoader(loader, erase, clean_view, channels=channels, **kwargs)
 
@@ -193,6 +202,7 @@ def _create_views(
     input_size: int | tuple[int, ...],
     mode: str | None,
     common: dict[str, Any],
+    splits: int,
     clean_interpolation: str = 'bilinear',
     crop_pct: float | None = None,
     crop_mode: str | None = None,
@@ -200,14 +210,19 @@ def _create_views(
     cutout: int = 0,
     **kwargs: Any,
 ) -> TwoViewTransform:
-    """timm's evaluation and its training transform, of images of Pillow's mode."""
+    """timm's evaluation and its training transform, in so many splits, of images of Pillow's mode."""
     clean = create_transform(
         input_size, interpolation=clean_interpolation, crop_pct=crop_pct, crop_mode=crop_mode, **common
     )
     if TensorEvalTransform.suits(clean):
         clean = TensorEvalTransform(clean)
-    augmented = create_transform(input_size, is_training=True, **common, **kwargs)
-    augmented = add_small_image_augmentation(augmented, crop_padding, cutout)
+    augmented: Any = create_transform(input_size, is_training=True, separate=splits > 1, **common, **kwargs)
+    if splits == 1:
+        augmented = add_small_image_augmentation(augmented, crop_padding, cutout)
+    elif crop_padding or cutout:
+        raise ValueError('crop_padding and cutout must be 0 with num_aug_splits.')
+    else:
+        augmented = SplitTransform(augmented, splits)
     return TwoViewTransform(clean, mend_augmentation(augmented, mode))
 
 
@@ -261,7 +276,10 @@ def _sample_loader(
         order = _epoch_order(views, num_aug_repeats, seed, rank=0, world_size=1)
         rules.update(seed=seed, rank=rank, world_size=world_size)
         batch_sampler = SupplementBatchSampler(order, targets, batch_size, **rules)
-    return SampleLoader(views, batch_sampler, rank=rank, world_size=world_size, **kwargs)
+    loader = SampleLoader(views, batch_sampler, rank=rank, world_size=world_size, **kwargs)
+    if not hasattr(type(views.dataset), 'set_epoch'):
+        views.dataset.set_epoch = loader.batch_sampler.set_epoch
+    return loader
 
 
 def _epoch_order(dataset: Any, num_aug_repeats: float, seed: int, rank: int, world_size: int) -> EpochOrder:
@@ -272,9 +290,14 @@ def _epoch_order(dataset: Any, num_aug_repeats: float, seed: int, rank: int, wor
     return EpochOrder(DistributedSampler(dataset, **shard), seed)
 
 
-def two_view_collate(batch: list[tuple[tuple[Tensor, ...], int]]) -> tuple[Tensor, Tensor]:
-    """Batch N samples, the first A of which have two views, as input `[N + A, C, H, W]` and target `[N]`."""
-    first = [views[0] for views, _ in batch]
-    second = [views[1] for views, _ in batch if len(views) > 1]
+def two_view_collate(batch: list[tuple[tuple[Tensor, ...], int]], splits: int = 1) -> tuple[Tensor, Tensor]:
+    """Batch N samples, the first A of which have all views: input `[N + S A, C, H, W]` and target `[N]`.
+
+    Views of one kind stand together, the clean ones first. Without clean views it is a batch of timm's, which repeats
+    the target for each of the S splits.
+    """
+    most = len(batch[0][0])
     # in a worker, default_collate stacks into shared memory at once
-    return default_collate(first + second), torch.tensor([int(target) for _, target in batch])
+    input = default_collate([views[i] for i in range(most) for views, _ in batch if len(views) > i])
+    target = torch.tensor([int(target) for _, target in batch])
+    return input, target.repeat(splits) if most == splits else target

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -21,19 +21,41 @@ from torchvision.transforms.v2 import functional as F
 
 
 class TwoViewTransform:
-    """Turn one decoded image into its two views, `(clean, augmented)`.
+    """Turn one decoded image into its two views, `(clean, augmented)`, or of these those that are wanted.
 
     Args:
         clean: Deterministic transform of the unaugmented view, the recipe's evaluation transform.
-        augmented: The recipe's training transform. Must give the same shape as clean.
+        augmented: The recipe's training transform. Must give the same shape as clean. A `SplitTransform` gives several
+            images in place of the augmented view.
     """
 
-    def __init__(self, clean: Callable[[Any], Tensor], augmented: Callable[[Any], Tensor]) -> None:
+    def __init__(self, clean: Callable[[Any], Tensor], augmented: Callable[[Any], Any]) -> None:
         self.clean = clean
         self.augmented = augmented
 
-    def __call__(self, image: Any) -> tuple[Tensor, Tensor]:
-        return self.clean(image), self.augmented(image)
+    def __call__(self, image: Any, clean: bool = True, augmented: bool = True) -> tuple[Tensor, ...]:
+        views = [self.clean(image)] if clean else []
+        if augmented:
+            splits = self.augmented(image)
+            views += splits if isinstance(splits, tuple) else [splits]
+        return tuple(views)
+
+
+class SplitTransform:
+    """The augmentation splits of an image, as those of timm's `AugMixDataset`: the first has the base transform alone.
+
+    Args:
+        parts: The base transform, the augmentation and the last steps, of `timm.data.create_transform(separate=True)`.
+        num_splits: At least 2.
+    """
+
+    def __init__(self, parts: Sequence[Callable[[Any], Any]], num_splits: int) -> None:
+        self.base, self.augmentation, self.last = parts
+        self.num_splits = num_splits
+
+    def __call__(self, image: Any) -> tuple[Tensor, ...]:
+        image = self.base(image)
+        return self.last(image), *[self.last(self.augmentation(image)) for _ in range(self.num_splits - 1)]
 
 
 class TensorEvalTransform:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 
 from timm.data.mixup import one_hot
-from timm.loss import LabelSmoothingCrossEntropy
+from timm.loss import JsdCrossEntropy, LabelSmoothingCrossEntropy
 from torch import Tensor, nn
 
 from timm_synermix.functional import IGNORE_INDEX
@@ -26,7 +26,12 @@ def intra_class_criterion(criterion: nn.Module | Callable, mixup_fn: Mixer | Non
 
 
 def skipping_padding(criterion: nn.Module | Callable) -> nn.Module | Callable:
-    """A criterion of class indices, or torch's for timm's cross-entropy: the same loss, but it can skip padding."""
+    """A criterion of class indices, or torch's for timm's cross-entropy: the same loss, but it can skip padding.
+
+    Of JSD's, which compares splits of an image, that is the cross-entropy in it.
+    """
+    if isinstance(criterion, JsdCrossEntropy):
+        criterion = criterion.cross_entropy_loss
     if isinstance(criterion, LabelSmoothingCrossEntropy):
         return nn.CrossEntropyLoss(label_smoothing=criterion.smoothing)
     return criterion

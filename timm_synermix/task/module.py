@@ -13,6 +13,7 @@ from timm_synermix.features import FeatureHook
 from timm_synermix.functional import mix_rows
 from timm_synermix.task.feature_bank import BankMix
 from timm_synermix.task.gather import gather_rows
+from timm_synermix.task.main_norm import main_norm_alone
 from timm_synermix.task.mixup import Mixer
 
 
@@ -86,7 +87,8 @@ class SynerMixModule(nn.Module):
         intra_logits: Any = None
         output = None
         if clean is not None:
-            intra_logits, _ = self.hook(clean, mix)
+            with main_norm_alone(self.model):
+                intra_logits, _ = self.hook(clean, mix)
             if isinstance(intra_logits, tuple):  # a distilled model in training hands out both heads
                 intra_logits = torch.stack(intra_logits).mean(0)
         if augmented is not None:

@@ -20,6 +20,7 @@ from timm_synermix.functional import (
 from timm_synermix.task.criterion import class_mean_loss, intra_class_criterion, skipping_padding
 from timm_synermix.task.feature_bank import BankMix, FeatureBank
 from timm_synermix.task.gather import gather_rows
+from timm_synermix.task.main_norm import split_norms
 from timm_synermix.task.mixup import Mixer
 from timm_synermix.task.module import SynerMixModule, take_trainable
 from timm_synermix.utils.checks import BETA, MIX, NUM_MIXED, check_bank, check_interval, check_unmixed
@@ -63,6 +64,7 @@ class SynerMixTask(ClassificationTask):
             augmented forward.
         mix: 'features' mixes them within classes. 'none' is the control of the method, which sees the same images:
             L_intra is then the mean loss of the clean images as they are.
+        splits: Augmentation splits of each image, as of timm's `--aug-splits`; L_inter is of all of them.
         num_mixed: Images interpolated per class (the paper's P), 0 for all in the batch.
         fused: See `SynerMixModule`.
         bank: For a class with one image in the batch, mix that with a recent feature of the class, see `FeatureBank`.
@@ -81,7 +83,8 @@ class SynerMixTask(ClassificationTask):
 
     Raises:
         ValueError: beta, num_mixed or interval is out of range, the model has no classifier, or bank and gather_rows
-            come together, or inter_task and either fused or a mixer of hidden activations.
+            come together, or inter_task and either fused or a mixer of hidden activations, or splits and mixup_fn, or
+            fused and a model with a BatchNorm for each split.
 
     Source: SynerMix (arXiv 2403.14137), steps 2 to 4. The authors' code loops over the classes on the host and leaves
     L_intra out of the loss it logs.
@@ -98,6 +101,7 @@ class SynerMixTask(ClassificationTask):
         mixup_fn: Mixer | None = None,
         beta: float | None = None,
         mix: str = 'features',
+        splits: int = 1,
         num_mixed: int = 0,
         fused: bool = False,
         bank: bool = False,
@@ -117,8 +121,7 @@ class SynerMixTask(ClassificationTask):
         check_bank(bank, bool(gather_rows))
         MIX.check('mix', mix)
         check_unmixed(mix, bank=bank, gather_rows=gather_rows, num_mixed=num_mixed)
-        if inter_task is not None and (fused or hasattr(mixup_fn, 'mixing')):
-            raise ValueError('inter_task needs two forwards, and a mixup_fn of images: it gets the images to see.')
+        _check_recipe(model, inter_task, mixup_fn, splits, fused)
         loss_kwargs = criterion_kwargs or {}
         if criterion is None:
             criterion_kwargs = {'soft_targets': mixup_fn is not None, **loss_kwargs}
@@ -135,7 +138,7 @@ class SynerMixTask(ClassificationTask):
         self.trainable_module: Any = SynerMixModule(model, trainable, classifier, fused, gather_rows, mixup_fn)
         self.mixup_fn = mixup_fn
         self.beta = beta
-        self.mix = mix
+        self.mix, self.splits = mix, splits
         self.num_mixed = num_mixed
         self.fused = fused
         self.interval = interval
@@ -207,8 +210,8 @@ class SynerMixTask(ClassificationTask):
 
         Args:
             input: `[N + A, C, H, W]`: N clean images, then an augmented view of the first A of them; A is N if every
-                image takes part in both losses. Or `[N, C, H, W]`: augmented images alone, then there is no intra-class
-                part.
+                image takes part in both losses. With S splits `[N + S A, C, H, W]`, the first split of all of them
+                first. Or `[N, C, H, W]`: augmented images alone, then there is no intra-class part.
             target: Class indices, int64 `[N]`.
 
         Returns:
@@ -216,7 +219,7 @@ class SynerMixTask(ClassificationTask):
             features. 'intra_loss' and 'inter_loss', detached, for what was computed, and the parts of inter_task's.
 
         Raises:
-            ValueError: input has fewer than N or more than 2 N rows.
+            ValueError: input has fewer than N or more than 2 N rows, or with splits not N + S A.
         """
         return self._losses(self._draw(input, target))
 
@@ -247,9 +250,11 @@ class SynerMixTask(ClassificationTask):
 
     def _draw(self, input: Tensor, target: Tensor) -> _Draw:
         """The views of a batch, mixed between classes, and how to mix the features within them."""
-        n = len(target)
-        if not n <= len(input) <= 2 * n:
-            raise ValueError(f'input must have {n} rows, or up to {2 * n} with clean views, got {len(input)}.')
+        n, splits = len(target), self.splits
+        num_augmented, rest = divmod(len(input) - n, splits)
+        if not 0 <= num_augmented <= n or rest:
+            most = f'up to {(1 + splits) * n} with clean views' + (f', {splits} more an image' if splits > 1 else '')
+            raise ValueError(f'input must have {n} rows, or {most}, got {len(input)}.')
         beta = self.beta
         if not self.synermix_enabled or (len(input) == n and self.interval == 1):
             beta = 0.0  # L_inter alone; between the updates of an interval it keeps its weight
@@ -259,7 +264,7 @@ class SynerMixTask(ClassificationTask):
         row, weight, row_target, bank = target, target, target, None
         if with_clean:
             row, weight, row_target, bank = self._draw_mix(target)
-        inter_target = target[: len(augmented)]
+        inter_target = target[:num_augmented].repeat(splits) if len(input) > n else target
         if self.mixup_fn is not None and beta < 1.0:
             augmented, inter_target = self.mixup_fn(augmented, inter_target)
         return _Draw(
@@ -325,6 +330,17 @@ class SynerMixTask(ClassificationTask):
         if self.bank is not None and self.num_mixed != 1:
             bank = self.bank.draw(row, row_target, generator)
         return row, weight, row_target, bank
+
+
+def _check_recipe(
+    model: nn.Module, inter_task: TrainingTask | None, mixup_fn: Mixer | None, splits: int, fused: bool
+) -> None:
+    if inter_task is not None and (fused or hasattr(mixup_fn, 'mixing')):
+        raise ValueError('inter_task needs two forwards, and a mixup_fn of images: it gets the images to see.')
+    if mixup_fn is not None and splits > 1:
+        raise ValueError(f'splits must be 1 with mixup_fn, which would mix each split otherwise, got {splits}.')
+    if fused and split_norms(model):
+        raise ValueError('fused must be False with SplitBatchNorm2d, which splits the augmented views alone.')
 
 
 def loss_parts(task: Any, input: Tensor, target: Tensor) -> list[Callable[[], dict[str, Tensor]]]:
