@@ -462,6 +462,10 @@ def test_what_synermix_cannot_be_used_with(monkeypatch, capsys, flags):
         (['--synermix', '--synermix-beta', '1.5'], '--synermix-beta must be in [0, 1], got 1.5'),
         (['--synermix', '--synermix-beta', 'nan'], 'got nan'),
         (['--synermix', '--synermix-num-mixed', '-1'], '--synermix-num-mixed must be at least 0, got -1'),
+        (
+            ['--synermix', '--synermix-mix', 'none', '--synermix-num-mixed', '2'],
+            "--synermix-num-mixed says how to mix, and cannot be used with --synermix-mix 'none'",
+        ),
         (['--synermix', '-b', '1'], '--batch-size with --synermix must be at least 2, got 1'),
         (['--mixup', '1', '-b', '7'], '--batch-size must be even with --mixup or --cutmix, got 7'),
         (['--synermix-singletons', 'drop'], "invalid choice: 'drop'"),

@@ -75,9 +75,12 @@ def _check_synermix_args(args: argparse.Namespace) -> None:
     check_bank(bank, args.synermix_gather, ('--synermix-singletons bank', '--synermix-gather'))
     if args.kd_model_name and args.synermix_forward == 'fused':
         raise ValueError('--kd-model-name and --synermix-forward fused cannot be used together')
-    for name in ('synermix_num_mixed', 'synermix_gather'):
-        check_unmixed(args.synermix_mix, **{flag(name): getattr(args, name)})
-    check_unmixed(args.synermix_mix, **{'--synermix-singletons bank': bank})
+    others = {
+        '--synermix-num-mixed': args.synermix_num_mixed,
+        '--synermix-gather': args.synermix_gather,
+        '--synermix-singletons bank': bank,
+    }
+    check_unmixed(args.synermix_mix, others, '--synermix-mix')
     if bank and args.aug_repeats:
         raise ValueError('--synermix-singletons bank and --aug-repeats cannot be used together: copies are no partners')
     if clean and args.synermix_singletons != 'supplement':

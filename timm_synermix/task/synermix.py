@@ -11,12 +11,7 @@ from timm.task import ClassificationTask, TrainingTask, resolve_classification_l
 from timm.utils import unwrap_model
 from torch import Tensor, nn
 
-from timm_synermix.functional import (
-    IGNORE_INDEX,
-    class_rows,
-    row_weight,
-    synermix_loss,
-)
+from timm_synermix.functional import IGNORE_INDEX, class_rows, row_weight, synermix_loss
 from timm_synermix.task.criterion import class_mean_loss, intra_class_criterion, skipping_padding
 from timm_synermix.task.feature_bank import BankMix, FeatureBank
 from timm_synermix.task.gather import gather_rows
@@ -120,7 +115,7 @@ class SynerMixTask(ClassificationTask):
         check_interval(interval, beta)
         check_bank(bank, bool(gather_rows))
         MIX.check('mix', mix)
-        check_unmixed(mix, bank=bank, gather_rows=gather_rows, num_mixed=num_mixed)
+        check_unmixed(mix, dict(bank=bank, gather_rows=gather_rows, num_mixed=num_mixed))
         _check_recipe(model, inter_task, mixup_fn, splits, fused)
         loss_kwargs = criterion_kwargs or {}
         if criterion is None:

@@ -73,8 +73,8 @@ def check_bank(bank: bool, gather: bool, names: tuple[str, str] = ('bank', 'gath
         raise ValueError(f'{names[0]} and {names[1]} cannot be used together: a bank is of one process')
 
 
-def check_unmixed(mix: str, **others: object) -> None:
+def check_unmixed(mix: str, others: dict[str, object], name: str = 'mix') -> None:
     """Raise ValueError for what says how to mix, by its name, where nothing is mixed."""
-    for name, value in others.items():
+    for other, value in others.items():
         if mix == 'none' and value:
-            raise ValueError(f"{name} says how to mix, and cannot be used with mix 'none'")
+            raise ValueError(f"{other} says how to mix, and cannot be used with {name} 'none'")
