@@ -269,6 +269,13 @@ def test_the_command_that_goes_on_can_be_pasted(tmp_path, monkeypatch, argv, exp
     assert shell.stdout.splitlines() == [*expected, '--experiment', 'my run', '--resume', 'auto']
 
 
+def test_a_process_that_does_not_know_the_name_of_the_run_says_nothing_of_its_checkpoints(tmp_path):
+    names = dict(output=str(tmp_path), world_size=2)
+    assert 'No checkpoint has been saved' in how_to_continue(argparse.Namespace(experiment='', rank=0, **names))
+    assert 'in the log of the first process' in how_to_continue(argparse.Namespace(experiment='', rank=1, **names))
+    assert 'No checkpoint has been saved' in how_to_continue(argparse.Namespace(experiment='new', rank=1, **names))
+
+
 def test_the_newest_checkpoint_is_taken(tmp_path):
     folder = tmp_path / 'run'
     assert find(folder) is None

@@ -56,6 +56,8 @@ def output_folder(args: argparse.Namespace) -> str:
 
 def how_to_continue(args: argparse.Namespace) -> str:
     """What to tell a user whose run has stopped: the last good checkpoint, and the command that goes on."""
+    if not args.experiment and getattr(args, 'rank', 0) > 0:  # the first process alone has named the run
+        return "The run's folder is in the log of the first process."
     path = last_good_checkpoint(output_folder(args)) if args.experiment else None
     if path is None:
         return 'No checkpoint has been saved, there is nothing to continue.'
