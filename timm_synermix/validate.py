@@ -12,9 +12,10 @@ import logging
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
-from timm_synermix.cli.checks import as_usage_errors
+from timm_synermix.cli.checks import as_usage_errors, replaced
 from timm_synermix.cli.validate_args import check_args, create_folder, create_parser, parse_args
 
 if __name__ == '__main__':  # run the one module of this name, once the flags are known to be right
@@ -76,10 +77,8 @@ def run(args: argparse.Namespace, given: frozenset[str]) -> list[Outcome]:
             raise ValueError(f'--retry needs a single process, got {accelerator.num_processes}')
         if not accelerator.is_main_process:
             logging.getLogger().setLevel(logging.WARNING)
-        if kind != 'single':
-            build_dataset(
-                candidates[0].args, candidates[0].class_to_idx
-            )  # does not wait for the first model to tell that it is not there
+        if kind != 'single':  # that there are no images is not told after the first model alone
+            build_dataset(candidates[0].args, candidates[0].class_to_idx)
         if args.report:
             create_folder('--report', args.report)
     outcomes = evaluate_all(accelerator, kind, candidates)
@@ -119,14 +118,15 @@ def evaluate_all(accelerator: Accelerator, kind: str, candidates: list[Candidate
 
 def evaluate_with_retry(accelerator: Accelerator, candidate: Candidate, bulk: bool) -> Outcome:
     """Evaluate a candidate; with --retry, and in a bulk evaluation, with smaller and smaller batches if it fails."""
-    while (outcome := try_batch_size(accelerator, candidate, bulk)) is None:
+    while isinstance(outcome := try_batch_size(accelerator, candidate, bulk), int):
+        candidate = replace(candidate, args=replaced(candidate.args, batch_size=outcome))
         if accelerator.device.type == 'cuda':
             torch.cuda.empty_cache()
     return outcome
 
 
-def try_batch_size(accelerator: Accelerator, candidate: Candidate, bulk: bool) -> Outcome | None:
-    """Evaluate a candidate; None if it failed, and may do better with the smaller batches that its flags then say."""
+def try_batch_size(accelerator: Accelerator, candidate: Candidate, bulk: bool) -> Outcome | int:
+    """Evaluate a candidate; the smaller batch size to try next if it failed, and may do better with it."""
     args = candidate.args
     try:
         return evaluate_candidate(accelerator, candidate, nullcontext if bulk else as_usage_errors)
@@ -136,8 +136,7 @@ def try_batch_size(accelerator: Accelerator, candidate: Candidate, bulk: bool) -
         if not (retry and smaller and check_batch_size_retry(str(error))):
             raise
         _logger.warning(f'{candidate.name} failed, trying again with --batch-size {smaller}: {error}')
-        args.batch_size = smaller
-        return None
+        return smaller
 
 
 def evaluate_candidate(
