@@ -13,9 +13,7 @@ import torch
 from accelerate import Accelerator
 from timm.optim import create_optimizer_v2, optimizer_kwargs
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
-from timm.task import (
-    TrainingTask,
-)
+from timm.task import TrainingTask
 from timm.utils import unwrap_model
 from torch import nn
 

@@ -76,13 +76,12 @@ class Place:
         """The batch that an epoch begins with."""
         return self.start_batch if epoch == self.start_epoch else 0
 
-    def begin_epoch(self, epoch: int, accelerator: Accelerator) -> LossMeter:
+    def begin_epoch(self, epoch: int, accelerator: Accelerator) -> None:
         """Start to count the losses of an epoch, or go on where the checkpoint was."""
         self.meter = LossMeter(accelerator)
         self.done_batches = self.first_batch(epoch)
         if self.done_batches and self.resumed_losses is not None:
             self.meter.load_state_dict(self.resumed_losses)
-        return self.meter
 
 
 class ReportedEpoch(NamedTuple):

@@ -37,7 +37,7 @@ def default_layers(probe: LayerProbe) -> list[str]:
     return found
 
 
-def _resolve(probe: LayerProbe, layers: Sequence[str | int]) -> list[str]:
+def named_layers(probe: LayerProbe, layers: Sequence[str | int]) -> list[str]:
     """Names of the layers asked for, each once, each of which can be mixed."""
     if isinstance(layers, str) or not layers:
         raise ValueError(f'layers must be a list of at least one layer, got {layers!r}.')

@@ -12,7 +12,7 @@ import torch
 from timm.data.mixup import mixup_target
 from torch import Tensor, nn
 
-from timm_synermix.task.layer_probe import LayerProbe, _resolve, default_layers
+from timm_synermix.task.layer_probe import LayerProbe, default_layers, named_layers
 from timm_synermix.task.mixup import INPUT, mix_with_flip
 from timm_synermix.utils.checks import FRACTION, Range
 
@@ -72,7 +72,7 @@ class ManifoldMixup:
         self.generator = generator
         self.mixup_enabled = True  # as timm's Mixup: set to False to go on without mixing
         probe = LayerProbe(model, input_size, classifier)
-        self.layers = default_layers(probe) if layers is None else _resolve(probe, layers)
+        self.layers = default_layers(probe) if layers is None else named_layers(probe, layers)
         checkpointed = any(getattr(module, 'grad_checkpointing', False) for module in model.modules())
         if checkpointed and self.layers != [INPUT]:
             raise ValueError(
