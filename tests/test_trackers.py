@@ -90,7 +90,9 @@ def test_wandb_offline(wandb_run):
     for row in updates:
         assert row['update/loss'] == pytest.approx(0.5 * (row['update/intra_loss'] + row['update/inter_loss']), 1e-5)
         assert row['update/lr'] > 0
-    assert all(row['update/images_per_second'] > 0 for row in history if 'update/images_per_second' in row)
+    rates = [row['update/images_per_second'] for row in history if 'update/images_per_second' in row]
+    assert rates
+    assert min(rates) > 0
     steps = [row['update'] for row in history if 'update' in row]
     assert steps == sorted(steps)
 
