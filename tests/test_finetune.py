@@ -142,7 +142,7 @@ def test_an_unreadable_image_in_memory(run_train, tmp_path, image_folder, caplog
             os.symlink(image, tmp_path / 'train' / folder.name / image.name)
     path = tmp_path / 'train' / 'a' / 'bad.png'
     path.write_bytes(b'no image') if bad == 'damaged' else os.symlink('/nowhere', path)
-    run_train('--in-memory', data=('--data-dir', str(tmp_path), '--num-classes', '4'))
+    run_train('--in-memory', '-b', '4', data=('--data-dir', str(tmp_path), '--num-classes', '4'))  # shows all 20 images
     assert 'bad.png cannot be read' in caplog.text
 
 

@@ -568,7 +568,7 @@ def test_real_labels_in_two_processes(monkeypatch, capsys, imagenet, tmp_path):
         (['--amp', '--model-dtype', 'bfloat16'], '--amp needs a float32 model, got --model-dtype bfloat16'),
         (['--model-dtype', 'int8'], "--model-dtype must be one of float32, float16, bfloat16, got 'int8'"),
         (['--crop-mode', 'round'], "--crop-mode must be one of center, squash, border, got 'round'"),
-        (['--crop-pct', '0'], '--crop-pct must be above 0, got 0.0'),
+        (['--crop-pct', '0'], '--crop-pct must be in [0.01, 10], got 0.0'),
         (['-b', '0'], '--batch-size must be at least 1, got 0'),
         (['--log-freq', '0'], '--log-freq must be at least 1, got 0'),
         (['--fuser', 'nvfuser2'], "--fuser must be one of te, old, nvfuser, got 'nvfuser2'"),
