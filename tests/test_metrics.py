@@ -277,20 +277,50 @@ def test_the_collection_is_its_metrics():
     assert compute(metrics, feature, target)['silhouette'] == together['silhouette']
 
 
+def classes_of_features(num_classes, each, separation):
+    """Features of classes of different sizes, in random order, and their classes."""
+    generator = np.random.default_rng(num_classes)
+    target = np.repeat(np.arange(num_classes), np.linspace(0.4 * each, 1.6 * each, num_classes).astype(int))
+    mean = separation * generator.normal(size=(num_classes, 32))
+    feature = (mean[target] + generator.normal(size=(len(target), 32))).astype(np.float32)
+    order = generator.permutation(len(target))
+    return feature[order], target[order]
+
+
+@pytest.mark.parametrize(
+    ('num_classes', 'each', 'tolerance'),
+    [(10, 600, 0.01), (100, 60, 0.02), (500, 20, 0.02), pytest.param(1000, 20, 0.03, marks=pytest.mark.slow)],
+)
+@pytest.mark.parametrize('separation', [0.35, 1.2])
+def test_silhouette_of_a_sample_is_that_of_all_images(num_classes, each, tolerance, separation):
+    feature, target = classes_of_features(num_classes, each, separation)
+    value = compute(Silhouette(num_classes, 32), feature, target, range(500, len(target), 500)).item()
+    assert value == pytest.approx(silhouette_score(feature, target), abs=tolerance)
+
+
 def test_silhouette_of_a_seeded_sample():
-    feature, target = example(n=900)
-    values = {(size, seed): compute(Silhouette(5, 6, size, seed), feature, target, range(90, 900, 90)).item()
-              for size in (100, 5000) for seed in (0, 1)}  # fmt: skip
-    whole = silhouette_score(feature, target)
-    assert values[5000, 0] == values[5000, 1] == pytest.approx(whole, rel=1e-6)
-    assert values[100, 0] != values[100, 1]
-    assert values[100, 0] == pytest.approx(whole, abs=0.1)
-    sample = Silhouette(5, 6, 100)
-    compute(sample, feature, target, range(90, 900, 90))
-    kept = sample._sample()[0].numpy()
-    places = [np.flatnonzero((feature == f).all(1))[0] for f in kept]
-    assert len(set(places)) == 100
-    assert np.mean(places) == pytest.approx(450, abs=90)  # of the whole set, not of its end
+    feature, target = classes_of_features(20, 200, 1.0)
+    cuts = range(90, len(target), 90)
+    values = [compute(Silhouette(20, 32, 100, seed), feature, target, cuts).item() for seed in (0, 0, 1)]
+    assert values[0] == values[1] != values[2]
+    sample = Silhouette(20, 32, 100)
+    compute(sample, feature, target, cuts)
+    kept, classes, _ = sample._sample()
+    assert classes.bincount().tolist() == [40] * 20
+    places = [np.flatnonzero((feature == f.numpy().astype(np.float32)).all(1))[0] for f in kept]
+    assert len(set(places)) == 800
+    assert np.mean(places) == pytest.approx(len(target) / 2, rel=0.06)  # of the whole set, not of its end
+
+
+def test_silhouette_of_very_many_classes_is_of_a_thousand_of_them(monkeypatch):
+    monkeypatch.setattr('timm_synermix.metrics.silhouette._CLASSES', 30)
+    feature, target = classes_of_features(90, 20, 1.0)
+    sample = Silhouette(90, 32, 100)
+    value = compute(sample, feature, target, range(100, len(target), 100)).item()
+    classes = sample._sample()[1].unique()
+    assert len(classes) == 30
+    part = np.isin(target, classes)
+    assert value == pytest.approx(silhouette_score(feature[part], target[part]), abs=0.02)
 
 
 def test_table_of_classes():
