@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from timm_synermix.launch.script import LaunchError, Script
 
 if TYPE_CHECKING:
-    from timm_synermix.launch.training import LossTraining
+    from timm_synermix.launch.loss_training import LossTraining
 
 
 def join_losses(script: Script, training: LossTraining) -> None:

@@ -15,8 +15,10 @@ from torch import nn
 
 from timm_synermix.features import find_classifier_leaves
 from timm_synermix.launch.evaluation import Evaluation
+from timm_synermix.launch.loss_training import LossTraining
 from timm_synermix.launch.script import LaunchError, Script
-from timm_synermix.launch.training import LossTraining, TaskTraining, Training
+from timm_synermix.launch.task_training import TaskTraining
+from timm_synermix.launch.training import Training
 from timm_synermix.task.forward import OutputMisused, wrap_forward
 from timm_synermix.utils.checks import BETA, NUM_MIXED, check_bank, check_fixed, check_interval
 

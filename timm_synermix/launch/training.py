@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import argparse
 import inspect
-import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import timm.models
-import timm.optim
-import timm.task
 import torch
 import torch.distributed as dist
 from timm.data import FastCollateMixup, Mixup, resolve_data_config
@@ -20,10 +17,9 @@ from torch import Tensor, nn
 
 from timm_synermix.cli import synermix_loader_kwargs, synermix_task_kwargs
 from timm_synermix.data import create_synermix_loader
-from timm_synermix.launch.losses import join_losses
 from timm_synermix.launch.script import LaunchError
 from timm_synermix.launch.train_loader import TrainLoader
-from timm_synermix.task import ManifoldMixup, Mixer, SynerMixForward, SynerMixTask, create_mixup
+from timm_synermix.task import ManifoldMixup, Mixer, create_mixup
 
 if TYPE_CHECKING:
     from timm_synermix.launch.session import Session
@@ -200,131 +196,3 @@ class Training(ABC):
     @abstractmethod
     def end(self) -> None:
         """The pass is over, there is no batch any more."""
-
-
-class TaskTraining(Training):
-    """A script with a task, `task(input, target)['loss']`: timm's own since December 2025."""
-
-    def __init__(self, session: Session) -> None:
-        super().__init__(session)
-        self.task: SynerMixTask | None = None
-        self._in_forward = False
-        self._target: Tensor | None = None
-        self._losses: dict[str, Tensor] = {}
-        session.script.replace(timm.task.ClassificationTask, self._task_class())
-
-    def _task_class(self) -> type:
-        training = self
-
-        class LaunchedTask(SynerMixTask):
-            """A SynerMixTask with the arguments of timm's ClassificationTask."""
-
-            def __init__(self, model: nn.Module, criterion: Any = None, criterion_kwargs: Any = None, **kwargs: Any):
-                try:
-                    super().__init__(
-                        model, training.soft(criterion), criterion_kwargs, **training.task_kwargs(model), **kwargs
-                    )
-                except ValueError as error:
-                    raise LaunchError(f'--synermix: {error}') from error
-                training.task = self
-
-            def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
-                training.check(target)
-                training._in_forward = True
-                try:
-                    result = super().forward(input, target)
-                finally:
-                    training._in_forward = False
-                training._losses = {name: value.detach() for name, value in result.items() if value.ndim == 0}
-                return result
-
-        LaunchedTask.__name__ = 'SynerMixTask'
-        return LaunchedTask
-
-    @property
-    def in_step(self) -> bool:
-        return self._in_forward
-
-    def check(self, target: Tensor) -> None:
-        """Refuse a batch that is not the loader's."""
-        expected = self._target
-        if expected is None or (target is not expected and not torch.equal(target, expected.to(target.device))):
-            raise LaunchError('the batch of a step must be that of the training loader, and its target unchanged')
-
-    def begin(self, epoch: int, num_batches: int) -> None:
-        if self.task is None:
-            raise LaunchError(f'ClassificationTask (of timm.task) was not used by {self.session.script.path}')
-        self.task.synermix_enabled = not self.is_off(epoch)
-
-    def hand_out(self, input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        self._target, self._losses = target, {}
-        return input, target
-
-    def losses(self) -> Mapping[str, Tensor]:
-        return self._losses
-
-    def end(self) -> None:
-        self._target = None
-
-
-class LossTraining(Training):
-    """A script with a model and a loss, `loss_fn(model(input), target)`: timm's own before December 2025."""
-
-    def __init__(self, session: Session) -> None:
-        self.synermix: SynerMixForward | None = None
-        self.joined: Tensor | None = None  # the last loss
-        self.optimized: nn.Module | None = None  # the model that the script has made an optimizer for
-        super().__init__(session)
-        join_losses(session.script, self)
-        for function in (timm.optim.create_optimizer, timm.optim.create_optimizer_v2):
-            session._wrap(function, self._create_optimizer)
-
-    def is_about_output(self, error: Exception) -> bool:
-        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-        return self.synermix is not None and any(map(self.synermix.is_output, frames[-1].f_locals.values()))
-
-    def check_model(self, module: nn.Module) -> None:
-        if self.synermix is not None and module is not self.synermix.model and torch.is_grad_enabled():
-            raise LaunchError(f'--synermix: two models are trained, {len(self.session.models)} were made, not one')
-
-    def _create_optimizer(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        given = [*args, *kwargs.values()]
-        self.optimized = next((m for m in self.session.models if any(m is value for value in given)), self.optimized)
-        return original(*args, **kwargs)
-
-    def create_loader(self, original: Callable[..., Any], arguments: dict[str, Any]) -> TrainLoader:
-        loader = super().create_loader(original, arguments)
-        model = self.optimized or next((m for m in reversed(self.session.models) if m.training), self.session.models[0])
-        try:
-            self.synermix = SynerMixForward(model, **self.task_kwargs(model))
-        except ValueError as error:
-            raise LaunchError(f'--synermix: {error}') from error
-        return loader
-
-    def begin(self, epoch: int, num_batches: int) -> None:
-        assert self.synermix is not None
-        task = self.synermix.task
-        task.synermix_enabled = not self.is_off(epoch)
-        if not task.num_batches:  # a script that resumes does not know of it
-            task.num_batches = epoch * num_batches
-        self.synermix.losses = {}
-
-    def hand_out(self, input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        assert self.synermix is not None
-        return self.synermix.hand_out(input, target)
-
-    def losses(self) -> Mapping[str, Tensor]:
-        assert self.synermix is not None
-        return self.synermix.losses
-
-    def end(self) -> None:
-        assert self.synermix is not None
-        self.synermix.forget()
-
-    @property
-    def in_step(self) -> bool:
-        return self.synermix is not None and self.synermix.in_step
-
-    @property
-    def waits_for_loss(self) -> bool:
-        return self.synermix is not None and self.synermix.waiting
