@@ -20,6 +20,7 @@ from timm_synermix.data.dataset_factory import create_dataset
 from timm_synermix.engine.loaders import run_facts
 from timm_synermix.engine.loss_guard import LossGuard, NonFiniteLoss
 from timm_synermix.utils.distributed import HostGroup
+from timm_synermix.utils.signals import Stopped, StopRequest
 
 # Runs train.py, whose n-th call of a function sends a signal to one of its processes, as RANK:NAME:N:SIGNAL says.
 FAULT = """
@@ -185,6 +186,13 @@ def compare_ranks(root, results):
             except ValueError as error:
                 found.append(str(error))
         found.append(HostGroup().max([rank, -rank]))
+        with StopRequest(HostGroup()) as stop:
+            if rank == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            try:
+                stop.check()
+            except Stopped as stopped:
+                found.append(str(stopped))
         guard = LossGuard([], HostGroup(), max_bad_steps=1)
         for update in range(3):  # rank 1 alone has a bad loss; both leave the update out
             guard.add({'loss': torch.tensor(1.0), 'intra_loss': torch.tensor([1.0, float('nan')][rank])}, update)
@@ -204,11 +212,12 @@ def test_ranks_that_disagree_are_refused(tmp_path):
     run_ranks(compare_ranks, str(tmp_path / 'data'), str(tmp_path), folder=tmp_path)
     first, second = (torch.load(tmp_path / str(rank)) for rank in (0, 1))
     assert first == second
-    same, lr, workers, data, largest, *losses = first
+    same, lr, workers, data, largest, stopped, *losses = first
     assert same == workers == ''
     assert lr == '--lr must be the same in all processes, got 0.1 on rank 0, 0.2 on rank 1'
     assert data.startswith('the training set must be the same in all processes, got 5 images with labels of checksum')
     assert largest == [1, 0]
+    assert stopped == 'SIGTERM'
     assert losses == [False, 'not a finite number: intra_loss of update 1 of epoch 0']
 
 

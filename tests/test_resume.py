@@ -69,13 +69,14 @@ def test_a_stop_between_epochs(run_train, never_stopped, name):
 
 @pytest.mark.filterwarnings(PLATEAU)
 @pytest.mark.parametrize('name', VARIANTS)
-def test_a_kill_in_the_middle_of_an_epoch(run_train, never_stopped, stop_at, name):
+def test_a_kill_in_the_middle_of_an_epoch(run_train, never_stopped, stop_at, tmp_path, name):
     """The last recovery checkpoint is one update old: that update is made again."""
     flags = flags_of(name)
     again = stop_at('update_weights', 8 if '--grad-accum-steps' not in flags else 4, signal.SIGKILL)
     with pytest.raises(Kill):
         run_train(*flags)
     again()
+    assert list(tmp_path.glob('run/recovery-*-0.pth.tar'))  # after the first update of an epoch that has more
     assert_same_run(run_train(*flags, '--resume', 'auto', '-j', '2'), never_stopped(*flags))
 
 

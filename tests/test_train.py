@@ -1,5 +1,6 @@
 """train.py as a user runs it, on a few images."""
 
+import copy
 import io
 import json
 import math
@@ -13,11 +14,14 @@ import timm
 import torch
 from conftest import SMALL, assert_same_run, make_image_folder, make_run
 from safetensors.torch import load_file, save_file
+from timm.optim import Lookahead
 from timm.task import ClassificationTask, resume_task_checkpoint
+from timm.utils.agc import adaptive_clip_grad
 from torch import nn
 
 import train
 from timm_synermix import SynerMixTask, report
+from timm_synermix.cli.checks import replaced
 from timm_synermix.engine import build, task, train_loader
 from timm_synermix.metrics.collection import METRIC_NAMES
 
@@ -232,6 +236,85 @@ def test_accumulated_gradients_are_the_mean_over_batches():
         sgd.step()
     torch.testing.assert_close(model.weight, reference.weight)
     assert metrics['loss'] == pytest.approx(sum(losses) / 5)
+
+
+@pytest.mark.parametrize(('scale', 'factor'), [('none', 1), ('sqrt', 0.5**0.5), ('linear', 0.5)])
+def test_the_loss_of_a_smaller_batch_is_scaled(scale, factor):
+    """A batch of 4 images, where -b is 8."""
+    torch.manual_seed(0)
+    x, y = torch.randn(4, 3), torch.tensor([0, 1, 0, 1])
+    model = nn.Linear(3, 2)
+    gradient = torch.autograd.grad(nn.functional.cross_entropy(model(x), y), model.weight)[0]
+    expected = model.weight.detach() - factor * gradient
+    args = train.parser.parse_args(['--device', 'cpu', '-b', '8', '--variable-batch-loss-scale', scale])
+    accelerator, optimizer = train.create_train_accelerator(args), torch.optim.SGD(model.parameters(), lr=1)
+    task = ClassificationTask(model, verbose=False)
+    train.train_one_epoch(make_run(args, accelerator, task, optimizer, [(x, y)]), epoch=0)
+    torch.testing.assert_close(model.weight.detach(), expected)
+
+
+@pytest.mark.parametrize(
+    ('mode', 'clip'),
+    [
+        ('norm', torch.nn.utils.clip_grad_norm_),
+        ('value', torch.nn.utils.clip_grad_value_),
+        ('agc', lambda parameters, value: adaptive_clip_grad(list(parameters)[:-2], value)),
+    ],
+)
+def test_each_mode_clips_in_its_way(mode, clip):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    reference = copy.deepcopy(model)
+    for p, q in zip(model.parameters(), reference.parameters(), strict=True):
+        p.grad = torch.randn_like(p)
+        q.grad = p.grad.clone()
+    args = train.parser.parse_args(['--device', 'cpu', '--clip-grad', '0.1', '--clip-mode', mode])
+    accelerator, optimizer = train.create_train_accelerator(args), torch.optim.SGD(model.parameters(), lr=1)
+    run = make_run(args, accelerator, ClassificationTask(model, verbose=False), optimizer, [])
+    train.update_weights(run, 1)
+    clip(reference.parameters(), 0.1)
+    for p, q in zip(model.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(p, q - q.grad)
+
+
+def test_each_rank_draws_its_own_numbers():
+    """What a step drops depends on the rank, and on nothing that was before."""
+    model = nn.Sequential(nn.Dropout(0.5), nn.Linear(50, 2))
+    batches = [(torch.randn(4, 50), torch.tensor([0, 1, 0, 1]))]
+    args = train.parser.parse_args(['--device', 'cpu'])
+    accelerator, optimizer = train.create_train_accelerator(args), torch.optim.SGD(model.parameters(), lr=0)
+    run = make_run(args, accelerator, ClassificationTask(model, verbose=False), optimizer, batches)
+    losses = []
+    for rank in (0, 1, 0):
+        run.args = replaced(run.args, rank=rank)
+        losses.append(train.train_one_epoch(run, epoch=0)['loss'])
+    assert losses[0] == losses[2] != losses[1]
+
+
+@pytest.mark.parametrize(
+    ('flags', 'dtype'), [([], torch.float32), (['--amp', '--amp-dtype', 'bfloat16'], torch.bfloat16)]
+)
+def test_forwards_are_autocast(flags, dtype):
+    model, seen = nn.Linear(3, 2), []
+    model.register_forward_hook(lambda module, args, output: seen.append(output.dtype))
+    args = train.parser.parse_args(['--device', 'cpu', *flags])
+    accelerator, optimizer = train.create_train_accelerator(args), torch.optim.SGD(model.parameters(), lr=1)
+    batches = [(torch.randn(4, 3), torch.tensor([0, 1, 0, 1]))]
+    run = make_run(args, accelerator, ClassificationTask(model, verbose=False), optimizer, batches)
+    train.train_one_epoch(run, epoch=0)
+    assert seen == [dtype]
+    assert model.weight.dtype == torch.float32
+
+
+def test_lookahead_ends_an_epoch_with_its_slow_weights(monkeypatch):
+    model, calls = nn.Linear(3, 2), []
+    monkeypatch.setattr(Lookahead, 'sync_lookahead', lambda self: calls.append(self))
+    args = train.parser.parse_args(['--device', 'cpu'])
+    accelerator, optimizer = train.create_train_accelerator(args), Lookahead(torch.optim.SGD(model.parameters(), lr=1))
+    batches = [(torch.randn(4, 3), torch.tensor([0, 1, 0, 1]))] * 2
+    run = make_run(args, accelerator, ClassificationTask(model, verbose=False), optimizer, batches)
+    train.train_one_epoch(run, epoch=0)
+    assert calls == [optimizer]
 
 
 def test_real_photographs_are_learnt(run_train, photographs):
