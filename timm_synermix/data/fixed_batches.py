@@ -42,9 +42,7 @@ def fixed_batches(
     num_pairs, num_triples, num_alone = map(len, groups)
     layout = plan(num_pairs, num_triples, num_alone, num_batches, limit)
     pairs, couples, four = take_apart(*groups, layout.dropped, layout.split, partners_of, generator)
-    pairs = np.resize(
-        pairs, (layout.pairs.sum(), 2)
-    )  # the very number, unless there are too few images for the batches
+    pairs = np.resize(pairs, (layout.pairs.sum(), 2))  # more only where there are too few images for the batches
 
     size = np.empty_like(layout.half)
     place = generator.permutation(num_batches)  # of each batch of the plan

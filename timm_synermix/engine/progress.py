@@ -1,4 +1,4 @@
-"""What a run tells its user: log lines or a progress bar, summary.csv, the best epochs."""
+"""What a run tells its user of an epoch: log lines or a progress bar, and its mean losses."""
 
 from __future__ import annotations
 
