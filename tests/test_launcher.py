@@ -226,6 +226,8 @@ def refusal(run, capsys, tmp_path):
         (['--manifold-mixup', '1', '--mixup', '0.2'], '--manifold-mixup and --mixup or --cutmix cannot be used'),
         (['--synermix-batch', 'fixed', '--synermix-supplement', 'clean'], 'fixed and --synermix-supplement clean'),
         (['--synermix-interval', '2', '--synermix-beta', '1'], '--synermix-interval must be 1 with --synermix-beta 1'),
+        (['--synermix-mix', 'none', '--synermix-num-mixed', '2'], '--synermix-num-mixed says how to mix'),
+        (['--synermix-off-epoch', '-1'], '--synermix-off-epoch must be at least 0, got -1'),
         (['-b', '1'], 'batch_size must be at least 2'),
         (['--model', 'test_vit', '--torchscript'], '--synermix and --torchscript cannot be used together'),
         (['--kd-model-name', 'resnet50'], '--synermix and --kd-model-name cannot be used together'),

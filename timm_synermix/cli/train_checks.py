@@ -68,21 +68,30 @@ def _check_synermix_args(args: argparse.Namespace) -> None:
     if args.split_bn and args.synermix_forward == 'fused':
         raise ValueError('--split-bn and --synermix-forward fused cannot be used together')
     BATCH_SIZE.check('--batch-size with --synermix', args.batch_size)
+    check_synermix_flags(args)
+    if args.kd_model_name and args.synermix_forward == 'fused':
+        raise ValueError('--kd-model-name and --synermix-forward fused cannot be used together')
+    if args.synermix_singletons == 'bank' and args.aug_repeats:
+        raise ValueError('--synermix-singletons bank and --aug-repeats cannot be used together: copies are no partners')
+
+
+def check_synermix_flags(args: argparse.Namespace) -> None:
+    """Refuse flags of SynerMix that contradict each other; for any script that has them.
+
+    Raises:
+        ValueError: Names the flags.
+    """
     fixed, clean = args.synermix_batch == 'fixed', args.synermix_supplement == 'clean'
     bank = args.synermix_singletons == 'bank'
     check_fixed(fixed, clean, ('--synermix-batch fixed', '--synermix-supplement clean'))
     check_interval(args.synermix_interval, args.synermix_beta, ('--synermix-interval', '--synermix-beta'))
     check_bank(bank, args.synermix_gather, ('--synermix-singletons bank', '--synermix-gather'))
-    if args.kd_model_name and args.synermix_forward == 'fused':
-        raise ValueError('--kd-model-name and --synermix-forward fused cannot be used together')
     others = {
         '--synermix-num-mixed': args.synermix_num_mixed,
         '--synermix-gather': args.synermix_gather,
         '--synermix-singletons bank': bank,
     }
     check_unmixed(args.synermix_mix, others, '--synermix-mix')
-    if bank and args.aug_repeats:
-        raise ValueError('--synermix-singletons bank and --aug-repeats cannot be used together: copies are no partners')
     if clean and args.synermix_singletons != 'supplement':
         _logger.warning('--synermix-supplement has no effect with --synermix-singletons %s.', args.synermix_singletons)
 

@@ -38,7 +38,9 @@ class LossTraining(Training):
 
     def check_model(self, module: nn.Module) -> None:
         if self.synermix is not None and module is not self.synermix.model and torch.is_grad_enabled():
-            raise LaunchError(f'--synermix: two models are trained, {len(self.session.models)} were made, not one')
+            raise LaunchError(
+                f'{self.session.flag}: two models are trained, {len(self.session.models)} were made, not one'
+            )
 
     def _create_optimizer(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         given = [*args, *kwargs.values()]
@@ -51,7 +53,7 @@ class LossTraining(Training):
         try:
             self.synermix = SynerMixForward(model, **self.task_kwargs(model))
         except ValueError as error:
-            raise LaunchError(f'--synermix: {error}') from error
+            raise LaunchError(f'{self.session.flag}: {error}') from error
         return loader
 
     def begin(self, epoch: int, num_batches: int) -> None:

@@ -53,19 +53,19 @@ def _joined(original: Callable[..., Tensor], training: LossTraining) -> Callable
         synermix = training.synermix
         if synermix is None or not synermix.waiting:
             return original(loss, *args, **kwargs)
-        name = type(loss).__name__
+        name, flag = type(loss).__name__, training.session.flag
         if next(loss.parameters(), None) is not None:
-            raise LaunchError(f'--synermix: {name} has a network in it, as for distillation, which is not supported')
+            raise LaunchError(f'{flag}: {name} has a network in it, as for distillation, which is not supported')
         values = [*args, *kwargs.values()]
         if len(values) != 2:  # a loss around the loss
             result = original(loss, *args, **kwargs)
             if synermix.waiting or result is not training.joined:
-                raise LaunchError(f'--synermix: {name} changes the loss, as for distillation, which is not supported')
+                raise LaunchError(f'{flag}: {name} changes the loss, as for distillation, which is not supported')
             return result
         try:
             training.joined = synermix.join(training.soft(loss), *values)
         except ValueError as error:
-            raise LaunchError(f'--synermix: {error}') from error
+            raise LaunchError(f'{flag}: {error}') from error
         return training.joined
 
     return forward

@@ -13,6 +13,8 @@ import timm.models
 import timm.utils
 from torch import nn
 
+from timm_synermix.cli.rules import check_values
+from timm_synermix.cli.train_checks import check_synermix_flags
 from timm_synermix.features import find_classifier_leaves
 from timm_synermix.launch.evaluation import Evaluation
 from timm_synermix.launch.loss_training import LossTraining
@@ -20,7 +22,6 @@ from timm_synermix.launch.script import LaunchError, Script
 from timm_synermix.launch.task_training import TaskTraining
 from timm_synermix.launch.training import Training
 from timm_synermix.task.forward import OutputMisused, wrap_forward
-from timm_synermix.utils.checks import BETA, NUM_MIXED, check_bank, check_fixed, check_interval
 
 # Flags of timm's scripts that mean something else than one image and one class a row.
 _EXCLUDED = ['torchscript', 'aot_autograd', 'aug_splits', 'jsd_loss', 'split_bn', 'kd_model_name', 'naflex_loader']
@@ -41,13 +42,14 @@ class Session:
     def __init__(self, script: Script, args: argparse.Namespace) -> None:
         self.script = script
         self.args = args
+        self.flag = '--synermix' if getattr(args, 'synermix', False) else '--manifold-mixup'  # for messages
         self.training: Training | None = None
         self.evaluation = Evaluation() if args.cohesion else None
         self.models: list[nn.Module] = []
         self._need('create_model', 'timm.models')
         self._need('create_loader', 'timm.data')
         if getattr(args, 'synermix', False) or getattr(args, 'manifold_mixup', 0):
-            check_flags(args)
+            check_flags(args, self.flag)
             self.training = TaskTraining(self) if script.mentions('ClassificationTask') else LossTraining(self)
         self._wrap(timm.models.create_model, self.create_model)
         self._wrap(timm.data.create_loader, self.create_loader)
@@ -132,7 +134,7 @@ class Session:
     def explain(self, error: Exception) -> None:
         """Raise the reason of an error that is the launcher's doing."""
         if isinstance(error, OutputMisused):
-            raise LaunchError(f'--synermix: {error}') from error
+            raise LaunchError(f'{self.flag}: {error}') from error
         reason = ' '.join(str(error).split())
         if self.training is not None and self.training.waits_for_loss:
             raise LaunchError(
@@ -152,13 +154,12 @@ def _outputs(module: nn.Module) -> int | None:
     return module.out_channels if isinstance(module, nn.Conv2d) else None
 
 
-def check_flags(args: argparse.Namespace) -> None:
-    """Refuse flags that contradict each other, or are out of range.
+def check_flags(args: argparse.Namespace, ours: str) -> None:
+    """Refuse flags that contradict each other, or are out of range; ours is the one that the others are beside.
 
     Raises:
         LaunchError: Names the flags.
     """
-    ours = '--synermix' if args.synermix else '--manifold-mixup'
     for name in _EXCLUDED:
         if getattr(args, name, None):
             raise LaunchError(f'{ours} and --{name.replace("_", "-")} cannot be used together')
@@ -166,14 +167,9 @@ def check_flags(args: argparse.Namespace) -> None:
         raise LaunchError(f'{ours} and --task multilabel cannot be used together')
     if args.manifold_mixup and any(getattr(args, name, None) for name in ('mixup', 'cutmix', 'cutmix_minmax')):
         raise LaunchError('--manifold-mixup and --mixup or --cutmix cannot be used together')
+    own = {name: value for name, value in vars(args).items() if name.startswith(('synermix', 'manifold_mixup'))}
     try:
-        if args.synermix_beta is not None:
-            BETA.check('--synermix-beta', args.synermix_beta)
-        NUM_MIXED.check('--synermix-num-mixed', args.synermix_num_mixed)
-        fixed, clean = args.synermix_batch == 'fixed', args.synermix_supplement == 'clean'
-        check_fixed(fixed, clean, ('--synermix-batch fixed', '--synermix-supplement clean'))
-        check_interval(args.synermix_interval, args.synermix_beta, ('--synermix-interval', '--synermix-beta'))
-        bank = args.synermix_singletons == 'bank'
-        check_bank(bank, args.synermix_gather, ('--synermix-singletons bank', '--synermix-gather'))
+        check_values(argparse.Namespace(**own))
+        check_synermix_flags(args)
     except ValueError as error:
         raise LaunchError(str(error)) from error

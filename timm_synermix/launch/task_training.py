@@ -40,7 +40,7 @@ class TaskTraining(Training):
                         model, training.soft(criterion), criterion_kwargs, **training.task_kwargs(model), **kwargs
                     )
                 except ValueError as error:
-                    raise LaunchError(f'--synermix: {error}') from error
+                    raise LaunchError(f'{training.session.flag}: {error}') from error
                 training.task = self
 
             def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
