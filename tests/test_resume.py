@@ -7,8 +7,11 @@ import signal
 import pytest
 import torch
 from conftest import Kill, assert_same_run
+from timm.scheduler import PlateauLRScheduler
 
 from timm_synermix import SynerMixTask
+from timm_synermix.engine.checkpoint import ResumePoint
+from timm_synermix.engine.resume import resume_schedule, schedule_state
 from timm_synermix.utils.distributed import HostGroup
 from timm_synermix.utils.signals import Stopped, StopRequest
 
@@ -134,6 +137,23 @@ def test_a_skipped_update_before_a_resume(run_train, stop_at, monkeypatch):
 
     monkeypatch.setattr(SynerMixTask, '_losses', losses)
     assert 0 < run_train(*flags, '--resume', 'auto').summary()[0]['train_loss'] < 10
+
+
+@pytest.mark.filterwarnings(PLATEAU)
+def test_the_plateau_is_remembered():
+    """The best metric so far and how long ago it was."""
+
+    def create():
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+        return PlateauLRScheduler(optimizer, patience_t=5, mode='max')
+
+    scheduler, resumed = create(), create()
+    for epoch, metric in enumerate([0.7, 0.9, 0.8], 1):
+        scheduler.step(epoch, metric)
+    point = ResumePoint('x', {'saver': {'run': {'schedule': schedule_state(scheduler)}}}, epoch=3, batch=1)
+    resume_schedule(resumed, [0.25], point, 3, 9)
+    assert (resumed.lr_scheduler.best, resumed.lr_scheduler.num_bad_epochs) == (0.9, 1)
+    assert resumed.optimizer.param_groups[0]['lr'] == 0.25
 
 
 def test_workers_change_nothing(run_train):
