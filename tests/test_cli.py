@@ -434,8 +434,6 @@ def test_a_range_says_what_it_is():
 
 
 OUT_OF_SCOPE = [
-    ['--variable-batch-loss-scale', 'sqrt'],
-    ['--train-img-sizes', '32', '64'],
     ['--task', 'multilabel', '--num-classes', '9'],
     ['--torchscript'],
     ['--naflex-loader'],
@@ -483,6 +481,14 @@ def test_what_synermix_cannot_be_used_with(monkeypatch, capsys, flags):
         (
             ['--synermix', '--split-bn', '--resplit', '--synermix-forward', 'fused'],
             '--split-bn and --synermix-forward fused cannot be used together',
+        ),
+        (
+            ['--synermix', '--synermix-batch', 'fixed', '--train-img-sizes', '32', '48'],
+            '--synermix-batch fixed and --train-img-sizes cannot be used together',
+        ),
+        (
+            ['--synermix', '--train-img-sizes', '32', '32', '--train-batch-sizes', '8', '4'],
+            '--train-img-sizes must differ from each other with --synermix, got [32, 32]',
         ),
         (['--manifold-mixup', '1', '--aug-splits', '2'], '--manifold-mixup and --aug-splits cannot be used together'),
         (

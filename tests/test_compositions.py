@@ -1,5 +1,6 @@
 """SynerMix with the rest of a recipe: each composition against a plain loop."""
 
+import argparse
 import copy
 
 import numpy as np
@@ -7,13 +8,19 @@ import pytest
 import timm
 import torch
 from timm.data import AugMixDataset, Mixup, create_dataset, create_transform
+from timm.data.scheduled_sampler import ScheduledBatchSampler
 from timm.layers import convert_splitbn_model
 from timm.loss import JsdCrossEntropy
 from timm.task import FeatureDistillationTask, LogitDistillationTask, TokenDistillationTask
 from torch.nn.functional import cross_entropy, kl_div, log_softmax, mse_loss
+from torch.utils.data import DistributedSampler
 
 from timm_synermix import SynerMixTask, create_synermix_loader
 from timm_synermix.data.dataset import ReadableImages
+from timm_synermix.data.draws import views_of
+from timm_synermix.data.order import EpochOrder
+from timm_synermix.data.scheduled import ScheduledSupplementSampler
+from timm_synermix.engine.loop import batch_loss_scale
 from timm_synermix.task.mixup import HalfMixup, RegMixup
 from timm_synermix.utils.random import seed_everything, seed_of
 
@@ -299,6 +306,83 @@ def test_resplit_erases_neither_clean_views_nor_the_first_split(image_folder, nu
 def test_small_image_augmentation_and_splits_exclude_each_other(image_folder):
     with pytest.raises(ValueError, match='crop_padding and cutout must be 0 with num_aug_splits'):
         load_splits(image_folder, num_aug_splits=2, cutout=4)
+
+
+# Scheduled image sizes: both views of a batch, and its second images, have the batch's size
+
+SCHEDULES = {
+    'constant': dict(batch_sizes=[4, 2], choice_weights=[0.3, 0.7]),
+    'progressive': dict(batch_sizes=[2, 4, 6], choice_schedule='progressive', schedule_epochs=3),
+    'number': dict(batch_sizes=[2, 6], num_batches=5),
+}
+LABELS = np.array([0] * 7 + [1] * 6 + [2] * 5 + [3])
+
+
+def schedule_of(name):
+    order = EpochOrder(DistributedSampler(LABELS, num_replicas=1, rank=0), seed=5)
+    return ScheduledBatchSampler(order, seed=5, **SCHEDULES[name])
+
+
+@pytest.mark.parametrize('epoch', [0, 2])
+@pytest.mark.parametrize('name', SCHEDULES)
+def test_batches_are_those_of_the_schedule_and_partners_join_inside(name, epoch):
+    timm_batches, sampler = schedule_of(name), ScheduledSupplementSampler(schedule_of(name), LABELS, clean_only=True)
+    for part in (timm_batches, sampler):
+        part.set_epoch(epoch)
+    batches = list(sampler)
+    assert len(batches) == len(sampler) == len(timm_batches)
+    assert sampler.cost().size == pytest.approx(np.mean([len(batch) for batch in timm_batches]))
+    sizes = set()
+    for batch, expected in zip(batches, timm_batches, strict=True):
+        drawn = [views_of(item) for item in batch if views_of(item).augmented]
+        assert sorted((views.image, views.size) for views in drawn) == sorted(expected)
+        (size,) = {views_of(item).size for item in batch}
+        sizes.add(size)
+        images = {views_of(item).image for item in batch}
+        assert all(sum(LABELS[list(images)] == c) > 1 for c in set(LABELS[list(images)]) - {3})
+        assert [views_of(item).clean for item in batch] == [True] * len(batch)
+    assert len(sizes) > 1
+
+
+def test_a_batch_between_has_neither_clean_views_nor_partners():
+    sampler = ScheduledSupplementSampler(schedule_of('number'), LABELS, interval=2)
+    for number, (batch, expected) in enumerate(zip(sampler, schedule_of('number'), strict=True)):
+        views = [views_of(item) for item in batch]
+        assert {each.clean for each in views} == {number % 2 == 0}
+        assert {each.size for each in views} == {expected[0][1]}
+        if number % 2:
+            assert sorted((each.image, each.size) for each in views) == sorted(expected)
+
+
+@pytest.mark.parametrize('clean_view', [True, False])
+def test_both_views_have_the_size_of_their_batch(image_folder, clean_view):
+    dataset = create_dataset('', root=str(image_folder), split='train')
+    sizes = dict(input_size_choices=[32, 48], batch_size_choices=[4, 2], batch_choice_seed=1)
+    kwargs = dict(crop_pct=1.0, hflip=0.0, scale=(1.0, 1.0), num_workers=0, use_prefetcher=False, clean_view=clean_view)
+    loader = create_synermix_loader(dataset, 32, 4, **sizes, **kwargs, clean_interpolation='nearest')
+    images = ReadableImages(create_dataset('', root=str(image_folder), split='train'))
+    seen = set()
+    for (input, target), draws in zip(loader, loader.batch_sampler, strict=True):
+        size = [32, 48][views_of(draws[0].item).size]
+        seen.add(size)
+        assert input.shape == ((1 + clean_view) * len(target), 3, size, size)
+        if clean_view:
+            evaluation = create_transform(size, crop_pct=1.0, interpolation='nearest')
+            for image, draw in zip(input[: len(target)], draws, strict=True):
+                assert torch.equal(image, evaluation(images.read(views_of(draw.item).image)[0]))
+    assert seen == {32, 48}
+
+
+@pytest.mark.parametrize('scale', ['none', 'sqrt', 'linear'])
+def test_second_images_do_not_change_the_scale_of_the_loss(scale):
+    flags = dict(batch_size=8, train_img_sizes=[32, 48], train_batch_sizes=[8, 2], variable_batch_loss_scale=scale)
+    plain, synermix = (argparse.Namespace(synermix=on, **flags) for on in (False, True))
+    for size, num_images in ((32, 8), (48, 2)):
+        expected = {'none': 1.0, 'sqrt': (num_images / 8) ** 0.5, 'linear': num_images / 8}[scale]
+        assert batch_loss_scale(plain, size, num_images) == expected
+        assert batch_loss_scale(synermix, size, num_images + 3) == expected
+    synermix.train_batch_sizes = None
+    assert batch_loss_scale(synermix, 48, 11) == 1.0
 
 
 # The controls

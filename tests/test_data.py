@@ -225,7 +225,9 @@ def test_epochs_differ_and_timm_can_set_them(image_folder):
         (dict(batch='even'), "batch must be one of grow, fixed, got 'even'"),
         (dict(scael=1), 'scael'),
         (dict(is_training=False), 'is_training must be True'),
-        (dict(input_size_choices=[16]), 'input_size_choices must be None .* got '),
+        (dict(input_size_choices=[16], num_aug_splits=2), 'input_size_choices must be None with num_aug_splits'),
+        (dict(input_size_choices=[16], batch='fixed'), "batch must be 'grow' with input_size_choices, got 'fixed'"),
+        (dict(input_size_choices=[16], batch_size_choices=[4, 8]), r'batch_size_choices must .* the 1 .* got \[4, 8\]'),
         (dict(collate_fn=timm.data.FastCollateMixup()), 'collate_fn must be None .*SynerMixTask'),
     ],
 )

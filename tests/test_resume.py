@@ -19,7 +19,7 @@ VARIANTS = {
     'plain': ['--mixup', '0.5', '--cutmix', '1', '--reprob', '0.5', '--aa', 'rand-m9-mstd0.5', '--drop', '0.3'],
     'plain no prefetcher': ['--mixup', '0.5', '--no-prefetcher', '--reprob', '0.5', '--opt', 'adamw', '--lr', '1e-3'],
     'splits': ['--aug-splits', '2', '--jsd-loss', '--aa', 'augmix-m5-w4-d2', '--resplit', '--reprob', '0.5'],
-    'sizes': ['--train-img-sizes', '32', '48', '--train-batch-sizes', '8', '4'],
+    'sizes': ['--train-img-sizes', '32', '48', '--train-batch-sizes', '8', '4', '--synermix'],
     'synermix': [
         '--synermix',
         '--mixup',

@@ -164,6 +164,15 @@ def test_augmentation_splits(run_train, more):
     assert any('aux_bn' in name for name in run.checkpoint()['state_dict'])
 
 
+@pytest.mark.parametrize('more', [['--mixup', '0.5'], ['--synermix-off-epoch', '1']], ids=str)
+def test_scheduled_sizes(run_train, more):
+    flags = ['--train-img-sizes', '32', '48', '--train-batch-sizes', '8', '4', '--train-size-schedule', 'progressive']
+    run = run_train('--synermix', *flags, '--variable-batch-loss-scale', 'sqrt', '--epochs', '2', *more)
+    first, second = run.summary()
+    assert first['train_intra_loss'] > 0
+    assert ('train_intra_loss' in second and second['train_intra_loss'] > 0) == ('--mixup' in more)
+
+
 def test_timm_flags_without_synermix(run_train):
     for i, flags in enumerate(
         [

@@ -37,9 +37,10 @@ def synermix_task_kwargs(args: argparse.Namespace) -> dict[str, Any]:
 
 def largest_batch(args: argparse.Namespace) -> int:
     """The most images a batch of `create_synermix_loader` can hold."""
+    size = max([args.batch_size, *(getattr(args, 'train_batch_sizes', None) or ())])
     if args.synermix_batch == 'fixed' or args.synermix_singletons != 'supplement':
-        return args.batch_size + 2  # an odd one is made even
-    return 2 * args.batch_size + 2  # each with a partner
+        return size + 2  # an odd one is made even
+    return 2 * size + 2  # each with a partner
 
 
 def mixup_active(args: argparse.Namespace) -> bool:

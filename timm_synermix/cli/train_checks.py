@@ -57,14 +57,12 @@ def check_args(args: argparse.Namespace) -> None:
 
 
 def _check_synermix_args(args: argparse.Namespace) -> None:
-    _exclude(
-        args,
-        '--synermix',
-        {
-            '--train-img-sizes': args.train_img_sizes,
-            '--variable-batch-loss-scale': args.variable_batch_loss_scale != 'none',
-        },
-    )
+    _exclude(args, '--synermix', {})
+    sizes = args.train_img_sizes or ()
+    if args.synermix_batch == 'fixed' and sizes:
+        raise ValueError('--synermix-batch fixed and --train-img-sizes cannot be used together')
+    if args.train_batch_sizes and len(set(sizes)) < len(sizes):
+        raise ValueError(f'--train-img-sizes must differ from each other with --synermix, got {sizes}')
     if args.split_bn and args.synermix_forward == 'fused':
         raise ValueError('--split-bn and --synermix-forward fused cannot be used together')
     BATCH_SIZE.check('--batch-size with --synermix', args.batch_size)

@@ -14,7 +14,7 @@ from timm.data import ImageDataset
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
-from timm_synermix.data.draws import Views
+from timm_synermix.data.draws import views_of
 from timm_synermix.data.transforms import TwoViewTransform
 
 
@@ -133,17 +133,17 @@ class TwoViewDataset(ReadableImages):
     Args:
         dataset: See `ReadableImages`.
         transform: Makes the views.
+        more: The same for each further one of scheduled image sizes.
     """
 
-    transform: TwoViewTransform
-
-    def __init__(self, dataset: Any, transform: TwoViewTransform) -> None:
+    def __init__(self, dataset: Any, transform: TwoViewTransform, *more: TwoViewTransform) -> None:
         super().__init__(dataset, transform)
+        self.transforms = (transform, *more)
 
     def __getitem__(self, item: Any) -> tuple[tuple[Tensor, ...], int]:
-        wanted = item if isinstance(item, Views) else Views(item)
+        wanted = views_of(item)
         image, target = self.read(wanted.image)
-        return self.transform(image, wanted.clean, wanted.augmented), target
+        return self.transforms[wanted.size](image, wanted.clean, wanted.augmented), target
 
 
 def image_mode(dataset: Any) -> str | None:

@@ -12,16 +12,18 @@ from torch.utils.data import Sampler
 class Views(NamedTuple):
     """An image, and which of its two views are wanted.
 
-    An image with both views may be asked for by its bare index.
+    An image with both views may be asked for by its bare index, or by a pair of that and its size.
 
     Attributes:
         image: Index of the image in the data set, first, as in the pairs of timm's samplers.
         clean, augmented: Whether the view is wanted.
+        size: Which one of scheduled image sizes.
     """
 
     image: int
     clean: bool = True
     augmented: bool = True
+    size: int = 0
 
 
 class Draw(NamedTuple):
@@ -73,6 +75,13 @@ class DrawSampler(Sampler[list[Draw]]):
                 seen[image] += 1
             if number >= self.first_batch:
                 yield draws
+
+
+def views_of(item: Any) -> Views:
+    """What an item asks for: `Views`, an index, or timm's pair of an index and the number of a size."""
+    if isinstance(item, Views):
+        return item
+    return Views(item[0], size=item[1]) if isinstance(item, tuple) else Views(item)
 
 
 def item_of(draw: Any) -> Any:

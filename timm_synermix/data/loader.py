@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -12,6 +13,7 @@ from timm.data import create_transform
 from timm.data.distributed_sampler import RepeatAugSampler
 from timm.data.loader import PrefetchLoader
 from timm.data.random_erasing import RandomErasing
+from timm.data.scheduled_sampler import ScheduledBatchSampler, ScheduledTransformDataset
 from torch import Tensor
 from torch import distributed as dist
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset, default_collate
@@ -22,6 +24,7 @@ from timm_synermix.data.dataset import ReadableImages, TwoViewDataset, image_mod
 from timm_synermix.data.order import EpochOrder
 from timm_synermix.data.sample_loader import SampleLoader, SamplePrefetchLoader, shield
 from timm_synermix.data.sampler import SupplementBatchSampler
+from timm_synermix.data.scheduled import ScheduledSupplementSampler, take_schedule
 from timm_synermix.data.transforms import (
     SplitTransform,
     TensorEvalTransform,
@@ -39,7 +42,6 @@ _ONLY_VALUE: dict[str, Any] = dict(
     collate_fn=None,
     tf_preprocessing=False,
     crop_border_pixels=None,
-    input_size_choices=None,
     fp16=False,
 )
 
@@ -115,23 +117,28 @@ def create_synermix_loader(
         worker_seeding: Of a streaming data set. Has no effect on others, whose samples have seeds of their own.
         transform_kwargs: Of the clean view `clean_interpolation` ('bilinear'), and its centre crop `crop_pct` and
             `crop_mode`; of the augmented one `crop_padding` and `cutout`, see `add_small_image_augmentation`, and the
-            other arguments of `timm.data.create_transform`. use_multi_epochs_loader has no effect: persistent_workers
-            do what it is for. Arguments of create_loader that two views leave no choice, as collate_fn, must have their
-            default.
+            other arguments of `timm.data.create_transform`. Of batches `input_size_choices`, `batch_size_choices` and
+            timm's others of scheduled image sizes: both views of a batch have one size, and so have second images.
+            use_multi_epochs_loader has no effect: persistent_workers do what it is for. Arguments of create_loader that
+            two views leave no choice, as collate_fn, must have their default.
 
     Returns:
         PrefetchLoader with use_prefetcher, then images arrive on device and normalised; else DataLoader.
 
     Raises:
         ValueError: singletons, supplement or batch is unknown, batch_size is below 2, interval is used with a data set
-            that does not tell its labels, or an argument is not for two views.
+            that does not tell its labels, or an argument is not for two views; or sizes are scheduled for a streaming
+            data set, for fixed batches or with splits.
     """
     transform_kwargs, splits = _of_two_views(transform_kwargs), max(1, num_aug_splits)
-    _check_batches(batch_size, singletons, supplement, batch)
+    one_size = splits > 1 or isinstance(dataset, IterableDataset)
+    sizes, schedule = take_schedule(transform_kwargs, batch_size, one_size)
+    rules = _rules_of_batches(batch_size, singletons, supplement, batch)
     erasing: dict[str, Any] = dict(re_prob=re_prob, re_mode=re_mode, re_count=re_count, no_aug=no_aug)
     common: dict[str, Any] = dict(mean=mean, std=std, use_prefetcher=use_prefetcher)
-    transform = _create_views(input_size, image_mode(dataset), common, splits, **erasing, **transform_kwargs)
-    views = _set_views(dataset, transform if clean_view else transform.augmented)
+    create_views = partial(_create_views, mode=image_mode(dataset), common=common, splits=splits)
+    transforms = [create_views(size, **erasing, **transform_kwargs) for size in sizes or [input_size]]
+    views = _set_views(dataset, transforms, clean_view, scheduled=sizes is not None)
     loader_kwargs: dict[str, Any] = dict(
         num_workers=num_workers,
         collate_fn=partial(two_view_collate, splits=splits) if clean_view or splits > 1 else default_collate,
@@ -140,15 +147,12 @@ def create_synermix_loader(
         persistent_workers=persistent_workers and num_workers > 0,
     )
     targets = _known_targets(dataset, interval, singletons)
-    loader: DataLoader
     if isinstance(dataset, IterableDataset):
         loader = _stream_loader(views, batch_size, **loader_kwargs)
     else:
-        rules: dict[str, Any] = dict(supplement=singletons == 'supplement', clean_only=supplement == 'clean')
         rules.update(interval=interval if clean_view else 1, batches_per_update=batches_per_update)
-        rules['fixed'] = batch == 'fixed'
         loader_kwargs.update(targets=targets, seed=seed, strict=strict)
-        loader = _sample_loader(views, batch_size, num_aug_repeats, distributed, rules, **loader_kwargs)
+        loader = _sample_loader(views, batch_size, schedule, num_aug_repeats, distributed, rules, **loader_kwargs)
     if not use_prefetcher:
         return loader
     output: dict[str, Any] = dict(mean=mean, std=std, device=device or torch.device('cuda'), img_dtype=img_dtype)
@@ -184,12 +188,13 @@ def _of_two_views(kwargs: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in kwargs.items() if name not in {*_ONLY_VALUE, *_WITHOUT_EFFECT}}
 
 
-def _check_batches(batch_size: int, singletons: str, supplement: str, batch: str) -> None:
+def _rules_of_batches(batch_size: int, singletons: str, supplement: str, batch: str) -> dict[str, Any]:
     SINGLETONS.check('singletons', singletons)
     SUPPLEMENT.check('supplement', supplement)
     BATCH.check('batch', batch)
     BATCH_SIZE.check('batch_size', batch_size)
     check_fixed(batch == 'fixed', supplement == 'clean', ("batch='fixed'", "supplement='clean'"))
+    return dict(supplement=singletons == 'supplement', clean_only=supplement == 'clean', fixed=batch == 'fixed')
 
 
 def _create_views(
@@ -243,27 +248,38 @@ def _stream_loader(dataset: Any, batch_size: int, **kwargs: Any) -> DataLoader:
     return shield(DataLoader(dataset, batch_size=batch_size, drop_last=True, **kwargs))
 
 
-def _set_views(dataset: Any, transform: Any) -> Any:
-    """The data set of transformed images; that of a streaming data set is itself."""
+def _set_views(dataset: Any, transforms: Sequence[TwoViewTransform], clean_view: bool, scheduled: bool) -> Any:
+    """The data set of transformed images, of one size or of scheduled ones; that of a streaming data set is itself."""
     if isinstance(dataset, IterableDataset):
         streaming: Any = dataset
-        streaming.transform = transform
+        streaming.transform = transforms[0] if clean_view else transforms[0].augmented
         return streaming
-    return (
-        TwoViewDataset(dataset, transform)
-        if isinstance(transform, TwoViewTransform)
-        else ReadableImages(dataset, transform)
-    )
+    if clean_view:
+        return TwoViewDataset(dataset, *transforms)
+    if scheduled:
+        return ScheduledTransformDataset(ReadableImages(dataset), [transform.augmented for transform in transforms])
+    return ReadableImages(dataset, transforms[0].augmented)
 
 
 def _sample_loader(
-    views: Any, batch_size: int, num_aug_repeats: float, distributed: bool, rules: dict[str, Any], **kwargs: Any
+    views: Any,
+    batch_size: int,
+    schedule: dict[str, Any],
+    num_aug_repeats: float,
+    distributed: bool,
+    rules: dict[str, Any],
+    **kwargs: Any,
 ) -> SampleLoader:
     """The loader of a map-style data set, in batches of `SupplementBatchSampler` by these rules if it tells labels."""
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if distributed else (0, 1)
     seed, targets = kwargs['seed'], kwargs['targets']
     batch_sampler: Any
-    if targets is None:  # an even batch for Mixup is the recipe's to choose
+    if schedule:
+        order = _epoch_order(views, num_aug_repeats, seed, rank, world_size)
+        batch_sampler = ScheduledBatchSampler(order, **schedule)
+        if targets is not None:
+            batch_sampler = ScheduledSupplementSampler(batch_sampler, targets, seed=seed, rank=rank, **rules)
+    elif targets is None:  # an even batch for Mixup is the recipe's to choose
         order = _epoch_order(views, num_aug_repeats, seed, rank, world_size)
         batch_sampler = BatchSampler(order, batch_size, drop_last=True)
     else:  # which deals the images of an epoch to the ranks by itself

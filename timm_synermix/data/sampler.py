@@ -153,14 +153,18 @@ class SupplementBatchSampler(Sampler[list[Any]]):
         pairs = len(indices) // 2
         cuts = [2 * -(-k * pairs // len(self)) for k in range(1, len(self))]
         for number, batch in enumerate(np.split(indices, cuts)):
-            supplement = self.supplement and self._has_clean_views(number)
-            partners = self._partners_of(self._lone_images(batch), generator) if supplement else batch[:0]
-            clean_only = [Views(index, augmented=False) for index in partners.tolist()] if self.clean_only else []
-            if not self.clean_only:
-                batch = np.concatenate([batch, partners])
-            if len(batch) % 2:
-                batch = np.append(batch, self._partners_of(generator.choice(batch, 1), generator))
-            yield [*generator.permutation(batch).tolist(), *clean_only]
+            yield self._completed(batch, number, generator)
+
+    def _completed(self, batch: np.ndarray, number: int, generator: np.random.Generator) -> list[Any]:
+        """A batch of the epoch with its partners, in random order."""
+        supplement = self.supplement and self._has_clean_views(number)
+        partners = self._partners_of(self._lone_images(batch), generator) if supplement else batch[:0]
+        clean_only = [Views(index, augmented=False) for index in partners.tolist()] if self.clean_only else []
+        if not self.clean_only:
+            batch = np.concatenate([batch, partners])
+        if len(batch) % 2:
+            batch = np.append(batch, self._partners_of(generator.choice(batch, 1), generator))
+        return [*generator.permutation(batch).tolist(), *clean_only]
 
     def _fixed_batches(self, indices: np.ndarray, generator: np.random.Generator) -> Iterator[list[int]]:
         ranks, count = self.world_size, len(self)

@@ -104,7 +104,7 @@ def backward(run: Run, epoch: int, update: Update, batch: Batch) -> Losses:
         input = input.contiguous(memory_format=torch.channels_last)
     if args.save_images:
         run.place.last_input = input
-    scale = batch_loss_scale(args, len(target))
+    scale = batch_loss_scale(args, input.shape[-1], len(target))
     second_order = getattr(run.trained.optimizer.optimizer, 'is_second_order', False)
     values: dict[str, Tensor] = {}
     parts = loss_parts(task, input, target)
@@ -125,10 +125,13 @@ def gradient_sync(accelerator: Accelerator, task: TrainingTask, update_due: bool
     return nullcontext() if update_due else accelerator.no_sync(task.trainable_module)
 
 
-def batch_loss_scale(args: argparse.Namespace, batch_size: int) -> float:
-    """Factor of the loss where scheduled image sizes make the batch size vary."""
+def batch_loss_scale(args: argparse.Namespace, img_size: int, num_images: int) -> float:
+    """Factor of the loss where scheduled image sizes make the batch size vary; second images do not change it."""
+    if args.synermix:
+        sizes = dict(zip(args.train_img_sizes or [], args.train_batch_sizes or [], strict=False))
+        num_images = sizes.get(img_size, args.batch_size)
     power = {'none': 0.0, 'sqrt': 0.5, 'linear': 1.0}[args.variable_batch_loss_scale]
-    return (batch_size / args.batch_size) ** power
+    return (num_images / args.batch_size) ** power
 
 
 def update_weights(run: Run, num_updates: int) -> None:

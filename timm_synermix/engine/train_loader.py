@@ -60,7 +60,7 @@ def create_train_loader(
 
 
 def _common_kwargs(args: argparse.Namespace, data_config: dict[str, Any]) -> dict[str, Any]:
-    """The arguments that timm's loader and that of two views share: augmentation, workers, device."""
+    """The arguments that timm's loader and that of two views share: augmentation, scheduled sizes, workers, device."""
     return dict(
         input_size=data_config['input_size'],
         batch_size=args.batch_size,
@@ -91,6 +91,15 @@ def _common_kwargs(args: argparse.Namespace, data_config: dict[str, Any]) -> dic
         device=torch.device(args.device),
         use_prefetcher=not args.no_prefetcher,
         worker_seeding=args.worker_seeding,
+        input_size_choices=args.train_img_sizes,
+        batch_size_choices=args.train_batch_sizes,
+        batch_choice_weights=args.train_size_probs,
+        batch_choice_seed=args.seed,
+        batch_choice_schedule=args.train_size_schedule,
+        batch_schedule_epochs=args.epochs,
+        batch_schedule_spread=args.train_size_schedule_spread,
+        batch_schedule_random_mix=args.train_size_random_mix,
+        num_batches=args.train_batches_per_epoch,
     )
 
 
@@ -118,15 +127,6 @@ def _timm_loader(args: argparse.Namespace, dataset: Any, data_config: dict[str, 
         dataset,
         is_training=True,
         collate_fn=FastCollateMixup(**mixup_kwargs(args, num_classes)) if mix_in_collate else None,
-        input_size_choices=args.train_img_sizes,
-        batch_size_choices=args.train_batch_sizes,
-        batch_choice_weights=args.train_size_probs,
-        batch_choice_seed=args.seed,
-        batch_choice_schedule=args.train_size_schedule,
-        batch_schedule_epochs=args.epochs,
-        batch_schedule_spread=args.train_size_schedule_spread,
-        batch_schedule_random_mix=args.train_size_random_mix,
-        num_batches=args.train_batches_per_epoch,
         # Workers that live on keep their copy of the collate function, and would mix on after --mixup-off-epoch.
         persistent_workers=not (mix_in_collate and args.mixup_off_epoch),
         **_common_kwargs(args, data_config),
