@@ -24,18 +24,10 @@ from timm_synermix.models.factory import check_weights_file
 _logger = logging.getLogger(__name__)
 
 _BEST = ('model_best.pth.tar', 'model_best.safetensors', 'last.pth.tar')
-
-
-_SEVERAL_LABELS = MultiLabelClassificationEvaluator.metric_names[1:]  # after the loss
-
-
 _SUFFIXES = ('.pth.tar', '.pth', '.safetensors')
-
-
+_SEVERAL_LABELS = MultiLabelClassificationEvaluator.metric_names[1:]  # after the loss
 # What another --dataset has otherwise.
 _OF_DATASET = {'dataset', 'data', 'data_dir', 'val_split', 'val_num_samples', 'input_key', 'target_key'}
-
-
 # Pretrained for other than ImageNet's 1,000 classes: nothing for the images of '--model all'.
 _OTHER_CLASSES = ['*_in21k', '*_in22k', '*in12k', '*_dino', '*fcmae', '*seer']
 
@@ -180,9 +172,8 @@ def _of_run(run_args: dict[str, Any], args: argparse.Namespace, given: frozenset
     if 'use_train_size' not in given:
         taken['use_train_size'] = True  # as in the run's own evaluations; timm's default is a model's size for tests
     averaged = run_args.get('model_ema') and not run_args.get('model_ema_force_cpu')
-    if (
-        averaged and 'use_ema' not in given and not args.no_use_ema and not path.endswith('.safetensors')
-    ):  # which has one set of weights
+    averaged = averaged and not path.endswith('.safetensors')  # which has one set of weights
+    if averaged and 'use_ema' not in given and not args.no_use_ema:
         taken['use_ema'] = True
     return taken
 

@@ -71,7 +71,7 @@ class RunTrackers:
         try:
             accelerator.init_trackers(args.wandb_project or 'timm-synermix', config=config, init_kwargs=init_kwargs)
         except Exception as error:  # each tracker has errors of its own
-            raise ValueError(f'the trackers {", ".join(names)} cannot be started: {error}') from error
+            raise ValueError(f'--log-with: the trackers {", ".join(names)} cannot be started: {error}') from error
         self.trackers = accelerator.trackers
         for tracker in self.trackers:
             if tracker.name == 'wandb':
