@@ -1,7 +1,10 @@
 import inspect
 
 import timm
+import torch
 from timm.data.readers.reader import Reader
+from timm.optim import Lookahead
+from timm.utils import ModelEmaV3
 
 from timm_synermix.engine.checkpoint import RunSaver
 from timm_synermix.utils import timm_private
@@ -40,3 +43,11 @@ def test_no_other_private_method_of_the_saver_is_used():
         name for method in vars(RunSaver).values() for name in getattr(getattr(method, '__code__', 0), 'co_names', ())
     }
     assert used & private <= set(timm_private.SAVER_METHODS)
+
+
+def test_what_a_resume_reads_of_timms_parts_is_there():
+    model = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    assert timm_private.base_optimizer(Lookahead(optimizer)) is timm_private.base_optimizer(optimizer) is optimizer
+    assert isinstance(timm_private.rounding_generator(ModelEmaV3(model)), torch.Generator)
+    assert timm_private.rounding_generator(model) is None

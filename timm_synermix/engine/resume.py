@@ -19,6 +19,7 @@ from timm_synermix.cli.rules import RULES, flag, names_with
 from timm_synermix.engine.checkpoint import FORMAT, NewerFormat, ResumePoint, checkpoint_paths, in_use, output_folder
 from timm_synermix.utils.files import FolderInUse, lock_folder
 from timm_synermix.utils.safe_load import LOAD_ERRORS, load_errors, load_reason
+from timm_synermix.utils.timm_private import base_optimizer, rounding_generator
 
 _logger = logging.getLogger(__name__)
 
@@ -230,7 +231,7 @@ def generator_states(task: TrainingTask, optimizer: Any) -> dict[str, torch.Tens
     average of bfloat16 weights draws how it rounds.
     """
     states = {name: generator.get_state() for name, generator in _generators(task, optimizer).items()}
-    optimizer = getattr(optimizer, '_base_optimizer', optimizer)
+    optimizer = base_optimizer(optimizer)
     if getattr(optimizer, 'update_each', 1) > 1:
         states |= {f'curvature {i}': p.hess for i, p in enumerate(optimizer.get_params()) if torch.is_tensor(p.hess)}
     return states
@@ -241,21 +242,21 @@ def load_generators(task: TrainingTask, optimizer: Any, states: dict[str, torch.
     for name, generator in _generators(task, optimizer).items():
         if name in states:
             generator.set_state(states[name])
-    optimizer = getattr(optimizer, '_base_optimizer', optimizer)
+    optimizer = base_optimizer(optimizer)
     if getattr(optimizer, 'update_each', 1) > 1:
         for i, p in enumerate(optimizer.get_params()):
             p.hess = states[f'curvature {i}'].to(p.device) if f'curvature {i}' in states else p.hess
 
 
 def _generators(task: TrainingTask, optimizer: Any) -> dict[str, torch.Generator]:
-    optimizer = getattr(optimizer, '_base_optimizer', optimizer)  # of Lookahead
+    optimizer = base_optimizer(optimizer)
     if isinstance(getattr(optimizer, 'generator', None), torch.Generator):
         device = optimizer.param_groups[0]['params'][0].device
         if optimizer.generator.device != device:  # as it would do itself at its first step
             optimizer.generator = torch.Generator(device).manual_seed(optimizer.seed)
     found = {
         'optimizer': getattr(optimizer, 'generator', None),
-        'ema': getattr(task.get_trainable_module(ema=True), '_sr_generator', None),
+        'ema': rounding_generator(task.get_trainable_module(ema=True)),
     }
     return {name: value for name, value in found.items() if isinstance(value, torch.Generator)}
 
