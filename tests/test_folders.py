@@ -202,6 +202,10 @@ def test_a_folder_without_splits(image_folder, tmp_path):
         check_splits(name, str(image_folder), 'train', 'validation')
     with pytest.raises(ValueError, match='found one tar file: training and validation would have the same images'):
         check_splits('', as_tar(image_folder, 'train')['root'], 'train', 'validation')
+    (tmp_path / 'empty').mkdir()
+    with pytest.raises(ValueError, match='found nothing: training and validation would have the same images'):
+        check_splits('', str(tmp_path / 'empty'), 'train', 'validation')
+    (tmp_path / 'empty').rmdir()
     os.symlink(image_folder / 'train', tmp_path / 'train')
     os.symlink(image_folder / 'train', tmp_path / 'val')
     with pytest.raises(ValueError, match='found train, val: training and validation would have the same images'):

@@ -47,7 +47,7 @@ def check_splits(name: str, root: str | None, train_split: str, val_split: str) 
     if folders and root and os.path.exists(root) and not same:
         one, other = (search_split(root, split) if os.path.isdir(root) else root for split in (train_split, val_split))
         if os.path.samefile(one, other):
-            found = some(os.listdir(root)) if os.path.isdir(root) else 'one tar file'
+            found = (some(os.listdir(root)) or 'nothing') if os.path.isdir(root) else 'one tar file'
             raise ValueError(
                 f"--data-dir: expected folders '{train_split}' and '{val_split}' in '{root}', and in them one for each "
                 f"class, found {found}: training and validation would have the same images. --val-split '' trains "
