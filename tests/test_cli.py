@@ -434,7 +434,6 @@ def test_a_range_says_what_it_is():
 
 
 OUT_OF_SCOPE = [
-    ['--task', 'multilabel', '--num-classes', '9'],
     ['--torchscript'],
     ['--naflex-loader'],
 ]
@@ -489,6 +488,22 @@ def test_what_synermix_cannot_be_used_with(monkeypatch, capsys, flags):
         (
             ['--synermix', '--train-img-sizes', '32', '32', '--train-batch-sizes', '8', '4'],
             '--train-img-sizes must differ from each other with --synermix, got [32, 32]',
+        ),
+        *(
+            (
+                ['--synermix', '--task', 'multilabel', '--num-classes', '9', *other.split()],
+                f'--task multilabel and {other} cannot be used together',
+            )
+            for other in (
+                '--synermix-batch fixed',
+                '--synermix-singletons bank',
+                '--synermix-gather',
+                '--synermix-forward fused',
+            )
+        ),
+        (
+            ['--manifold-mixup', '1', '--task', 'multilabel', '--num-classes', '9'],
+            '--manifold-mixup and --task multilabel cannot be used together',
         ),
         (['--manifold-mixup', '1', '--aug-splits', '2'], '--manifold-mixup and --aug-splits cannot be used together'),
         (

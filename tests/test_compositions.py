@@ -10,9 +10,14 @@ import torch
 from timm.data import AugMixDataset, Mixup, create_dataset, create_transform
 from timm.data.scheduled_sampler import ScheduledBatchSampler
 from timm.layers import convert_splitbn_model
-from timm.loss import JsdCrossEntropy
-from timm.task import FeatureDistillationTask, LogitDistillationTask, TokenDistillationTask
-from torch.nn.functional import cross_entropy, kl_div, log_softmax, mse_loss
+from timm.loss import BinaryCrossEntropy, JsdCrossEntropy, create_classification_loss
+from timm.task import (
+    FeatureDistillationTask,
+    LogitDistillationTask,
+    MultiLabelClassificationTask,
+    TokenDistillationTask,
+)
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, kl_div, log_softmax, mse_loss
 from torch.utils.data import DistributedSampler
 
 from timm_synermix import SynerMixTask, create_synermix_loader
@@ -383,6 +388,105 @@ def test_second_images_do_not_change_the_scale_of_the_loss(scale):
         assert batch_loss_scale(synermix, size, num_images + 3) == expected
     synermix.train_batch_sizes = None
     assert batch_loss_scale(synermix, 48, 11) == 1.0
+
+
+# Several labels: for each label present one feature, mixed from the clean images that bear it
+
+LABELLED = torch.tensor([[1, 1, 0, 0, 0, 0], [0, 1, 0, 1, 0, 0], [1, 1, 0, 0, 0, 1]] + 3 * [[0.0] * 6])
+STATS = dict(class_counts=torch.arange(1.0, 7.0), num_samples=20)
+LABEL_LOSSES = {'bce': {}, 'asl': {}, 'poly': {}, 'db': STATS, 'twoway': {}, 'zlpr': {}}
+
+
+def label_task(model, loss_type='bce', mixup_fn=None, **kwargs):
+    more = {} if loss_type is None else LABEL_LOSSES[loss_type]
+    criterion_kwargs = dict(loss_type=loss_type, soft_targets=mixup_fn is not None, **more)
+    common = dict(criterion_kwargs=criterion_kwargs, verbose=False)
+    inter_task = MultiLabelClassificationTask(model, threshold=0.3, **common)
+    return SynerMixTask(model, inter_task=inter_task, mixup_fn=mixup_fn, **common, **kwargs)
+
+
+def feature_of(model, x):
+    return model.forward_head(model.forward_features(x), pre_logits=True)
+
+
+@pytest.mark.parametrize('loss_type', LABEL_LOSSES)
+def test_one_mix_for_each_label_from_the_images_that_bear_it(loss_type):
+    torch.manual_seed(0)
+    model, input = create('test_resnet').eval(), views()
+    task = label_task(model, loss_type, beta=0.3)
+    reference = copy.deepcopy(model)
+    feature = feature_of(reference, input[:6])
+    u = 1 - torch.rand(6, generator=torch.Generator().manual_seed(seed_of('mix', 42, 0, 0)))
+    logits, targets = [], []
+    for c in range(CLASSES):
+        bearing = [i for i in range(6) if LABELLED[i, c] > 0]
+        if bearing:
+            total = sum(u[i] for i in bearing)
+            logits.append(reference.get_classifier()(sum(u[i] / total * feature[i] for i in bearing)))
+            targets.append(sum(u[i] / total * LABELLED[i] for i in bearing))
+            if loss_type in ('twoway', 'zlpr'):
+                targets[-1] = torch.stack([LABELLED[i] for i in bearing]).amax(0)
+    criterion = create_classification_loss(loss_type, multi_label=True, **LABEL_LOSSES[loss_type])
+    intra = criterion(torch.stack(logits), torch.stack(targets))
+    inter = criterion(reference(input[6:]), LABELLED)
+    result = task(input, LABELLED)
+    torch.testing.assert_close(result['intra_loss'], intra.detach())
+    torch.testing.assert_close(result['inter_loss'], inter.detach())
+    (0.3 * intra + 0.7 * inter).backward()
+    assert_same_gradients(model, reference, result['loss'])
+    assert 'map' in task.create_evaluator().metric_names
+
+
+@pytest.mark.parametrize('num_mixed', [0, 2])
+def test_with_one_label_per_image_it_is_the_single_label_method(num_mixed):
+    """Draws included, to the bit."""
+    torch.manual_seed(0)
+    model, input = create('test_resnet').eval(), views()
+    kwargs = dict(criterion=BinaryCrossEntropy(smoothing=0.0), num_mixed=num_mixed, beta=0.5, seed=3, verbose=False)
+    single = SynerMixTask(copy.deepcopy(model), **kwargs)
+    inter_task = MultiLabelClassificationTask(model, criterion=kwargs['criterion'], verbose=False)
+    several = SynerMixTask(model, inter_task=inter_task, **kwargs)
+    one_hot = torch.eye(CLASSES)[TARGET]
+    for _ in range(2):
+        one, other = single(input, TARGET), several(input, one_hot)
+        for name in ('loss', 'intra_loss', 'inter_loss', 'output'):
+            assert torch.equal(one[name], other[name])
+
+
+def test_a_batch_without_labels_has_no_intra_class_loss():
+    model = create('test_resnet')
+    result = label_task(model, beta=0.3)(views(), torch.zeros(6, CLASSES))
+    assert result['intra_loss'] == 0
+    result['loss'].backward()
+    assert all(grad.isfinite().all() for grad in gradients(model).values())
+
+
+def test_an_explicit_loss_gets_the_smoothing_of_the_mixup():
+    torch.manual_seed(0)
+    model, input = create('test_resnet').eval(), views()
+    mixup_fn = Mixup(mixup_alpha=1.0, label_smoothing=0.2, num_classes=CLASSES, multi_label=True)
+    losses = []
+    for intra_criterion in (None, BinaryCrossEntropy(smoothing=0.2, smooth_dense=True)):
+        criterion = BinaryCrossEntropy(smoothing=0.0)
+        inter_task = MultiLabelClassificationTask(model, criterion=criterion, verbose=False)
+        kwargs = dict(criterion=criterion, intra_criterion=intra_criterion, inter_task=inter_task, mixup_fn=mixup_fn)
+        losses.append(SynerMixTask(model, **kwargs, beta=1.0, verbose=False)(input, LABELLED)['loss'])
+    torch.testing.assert_close(*losses)
+
+
+def test_unmixed_labels_are_the_loss_of_each_clean_image():
+    torch.manual_seed(0)
+    model, input = create('test_resnet').eval(), views()
+    result = label_task(model, mix='none', beta=0.3)(input, LABELLED)
+    for part, name in zip(input.split(6), ('intra_loss', 'inter_loss'), strict=True):
+        expected = binary_cross_entropy_with_logits(model(part), LABELLED)
+        torch.testing.assert_close(result[name], expected.detach())
+
+
+@pytest.mark.parametrize('kwargs', [dict(bank=True), dict(gather_rows=8)])
+def test_bank_and_gather_are_of_one_label(kwargs):
+    with pytest.raises(ValueError, match='bank and gather_rows need images of one label'):
+        label_task(create('test_resnet'), **kwargs)
 
 
 # The controls

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from conftest import assert_same_run
 from PIL import Image
 
 import validate
@@ -70,6 +71,21 @@ def test_two_epochs_with_each_loss(train_three, name):
     assert 'eval_top1' not in first
     for metric in ('eval_map', 'eval_micro_f1', 'eval_macro_f1', 'eval_sample_f1'):
         assert 0 <= second[metric] <= 100
+
+
+@pytest.mark.parametrize('name', ['default', 'twoway', 'mixup'])
+def test_synermix_with_several_labels(train_three, name):
+    """A resumed run ends as a whole one; the metrics are timm's, and there is no cohesion."""
+    flags = [*SEVERAL, *LOSSES[name], '--synermix', '--epochs', '2', '--model-ema']
+    run = train_three(*flags, experiment='whole')
+    _, second = run.summary()
+    beta = 0.1 if name == 'mixup' else 0.5
+    whole = beta * second['train_intra_loss'] + (1 - beta) * second['train_inter_loss']
+    assert second['train_loss'] == pytest.approx(whole, rel=1e-4)
+    assert 0 <= second['eval_map'] <= 100
+    assert not any('cohesion' in column for column in second)
+    train_three(*flags, '--stop-epoch', '1')
+    assert_same_run(train_three(*flags, '--resume', 'auto'), run)
 
 
 def test_a_vector_and_a_list_of_labels_are_the_same_targets(train_three):

@@ -73,7 +73,7 @@ def parse_args(
     with usage_errors(parser):
         settle_loss(args)
         if args.cohesion is None:
-            args.cohesion = args.synermix or args.report
+            args.cohesion = (args.synermix and args.task != 'multilabel') or args.report
         check_args(args)
     _warn_of_no_effect(parser, args)
     return args, yaml.safe_dump(args.__dict__, default_flow_style=False)

@@ -57,7 +57,10 @@ def check_args(args: argparse.Namespace) -> None:
 
 
 def _check_synermix_args(args: argparse.Namespace) -> None:
-    _exclude(args, '--synermix', {})
+    if args.torchscript:
+        raise ValueError('--synermix and --torchscript cannot be used together')
+    if args.task == 'multilabel':
+        _check_multilabel_args(args)
     sizes = args.train_img_sizes or ()
     if args.synermix_batch == 'fixed' and sizes:
         raise ValueError('--synermix-batch fixed and --train-img-sizes cannot be used together')
@@ -94,6 +97,16 @@ def check_synermix_flags(args: argparse.Namespace) -> None:
         _logger.warning('--synermix-supplement has no effect with --synermix-singletons %s.', args.synermix_singletons)
 
 
+def _check_multilabel_args(args: argparse.Namespace) -> None:
+    others = {
+        '--synermix-batch fixed': args.synermix_batch == 'fixed',
+        '--synermix-singletons bank': args.synermix_singletons == 'bank',
+        '--synermix-gather': args.synermix_gather,
+        '--synermix-forward fused': args.synermix_forward == 'fused',
+    }
+    _exclude('--task multilabel', others)
+
+
 def _check_cohesion_args(args: argparse.Namespace) -> None:
     if args.report and not (args.cohesion and args.val_split):
         raise ValueError('--report shows the cohesion of validation images, and needs --val-split and no --no-cohesion')
@@ -104,9 +117,10 @@ def _check_cohesion_args(args: argparse.Namespace) -> None:
 
 def _check_manifold_mixup_args(args: argparse.Namespace) -> None:
     _exclude(
-        args,
         '--manifold-mixup',
         {
+            '--task multilabel': args.task == 'multilabel',
+            '--torchscript': args.torchscript,
             '--jsd-loss': args.loss == 'jsd',
             '--aug-splits': args.aug_splits,
             '--split-bn': args.split_bn,
@@ -153,13 +167,8 @@ def _check_small_image_args(args: argparse.Namespace) -> None:
         raise ValueError(f'--in-memory needs a data set that is no stream, got --dataset {args.dataset}')
 
 
-def _exclude(args: argparse.Namespace, flag: str, others: dict[str, Any]) -> None:
-    """Refuse what SynerMixTask cannot do, and others that are set."""
-    excluded = {
-        '--task multilabel': args.task == 'multilabel',
-        '--torchscript': args.torchscript,
-        **others,
-    }
-    for other, value in excluded.items():
+def _exclude(flag: str, others: dict[str, Any]) -> None:
+    """Refuse others that are set beside a flag."""
+    for other, value in others.items():
         if value:
             raise ValueError(f'{flag} and {other} cannot be used together')

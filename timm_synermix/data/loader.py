@@ -234,8 +234,8 @@ def _known_targets(dataset: Any, interval: int, singletons: str) -> np.ndarray |
         )
     if targets is None and singletons == 'supplement':
         _logger.warning(
-            'SynerMix: %s does not tell its labels without reading its images, so a class with one image in a '
-            "batch is not supplemented (as with singletons='keep').",
+            'SynerMix: %s does not tell its labels without reading its images, or has several for each, so a class '
+            "with one image in a batch is not supplemented (as with singletons='keep').",
             type(dataset).__name__,
         )
     return targets
@@ -309,5 +309,6 @@ def two_view_collate(batch: list[tuple[tuple[Tensor, ...], int]], splits: int = 
     most = len(batch[0][0])
     # in a worker, default_collate stacks into shared memory at once
     input = default_collate([views[i] for i in range(most) for views, _ in batch if len(views) > i])
-    target = torch.tensor([int(target) for _, target in batch])
-    return input, target.repeat(splits) if most == splits else target
+    target = default_collate([target for _, target in batch])
+    target = target.long() if target.ndim == 1 else target
+    return input, torch.cat([target] * splits) if most == splits else target

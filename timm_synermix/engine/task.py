@@ -73,7 +73,11 @@ def create_task(args: argparse.Namespace, model: nn.Module, mixup_fn: Mixer | No
     if args.synermix:
         if args.synermix_gather and not args.distributed:
             _logger.warning('--synermix-gather has no effect in one process.')
-        inter_task = _create_distillation_task(args, model, dict(common)) if args.kd_model_name else None
+        inter_task: TrainingTask | None = None
+        if args.kd_model_name:
+            inter_task = _create_distillation_task(args, model, dict(common))
+        elif args.task == 'multilabel':
+            inter_task = MultiLabelClassificationTask(model, threshold=args.multilabel_threshold, **common)
         return SynerMixTask(model, mixup_fn=mixup_fn, inter_task=inter_task, **synermix_task_kwargs(args), **common)
     if args.manifold_mixup:  # its L_inter alone: hidden layers are mixed in the task
         return SynerMixTask(model, mixup_fn=mixup_fn, beta=0.0, **common)

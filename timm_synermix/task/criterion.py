@@ -13,16 +13,20 @@ from timm_synermix.functional import IGNORE_INDEX
 from timm_synermix.task.mixup import Mixer
 
 
-def intra_class_criterion(criterion: nn.Module | Callable, mixup_fn: Mixer | None) -> nn.Module | Callable:
+def intra_class_criterion(
+    criterion: nn.Module | Callable, mixup_fn: Mixer | None, multi_label: bool = False
+) -> nn.Module | Callable:
     """A recipe's own criterion as the loss of logits `[K, num_classes]` and class indices `[K]`.
 
     Args:
         criterion: Takes class indices without mixup_fn, soft targets with it.
         mixup_fn: Its label_smoothing, if it has one, is that of the soft targets.
+        multi_label: The targets are of several labels, `[K, num_classes]`.
     """
     if mixup_fn is None:
         return skipping_padding(criterion)
-    return partial(_on_soft_target, criterion, getattr(mixup_fn, 'label_smoothing', 0.0))
+    on_soft_target = _on_soft_labels if multi_label else _on_soft_target
+    return partial(on_soft_target, criterion, getattr(mixup_fn, 'label_smoothing', 0.0))
 
 
 def skipping_padding(criterion: nn.Module | Callable) -> nn.Module | Callable:
@@ -40,6 +44,10 @@ def skipping_padding(criterion: nn.Module | Callable) -> nn.Module | Callable:
 def _on_soft_target(criterion: Callable, label_smoothing: float, logits: Tensor, target: Tensor) -> Tensor:
     off_value = label_smoothing / logits.shape[1]
     return criterion(logits, one_hot(target, logits.shape[1], 1.0 - label_smoothing + off_value, off_value))
+
+
+def _on_soft_labels(criterion: Callable, label_smoothing: float, logits: Tensor, target: Tensor) -> Tensor:
+    return criterion(logits, target * (1.0 - label_smoothing) + 0.5 * label_smoothing)
 
 
 def class_mean_loss(criterion: nn.Module | Callable, logits: Tensor, row_target: Tensor) -> Tensor:

@@ -55,7 +55,13 @@ class SynerMixModule(nn.Module):
         return self.trainable.get_submodule(self._model_name)
 
     def forward(
-        self, clean: Tensor | None, augmented: Tensor | None, row: Tensor, weight: Tensor, bank: BankMix | None = None
+        self,
+        clean: Tensor | None,
+        augmented: Tensor | None,
+        row: Tensor,
+        weight: Tensor,
+        bank: BankMix | None = None,
+        image: Tensor | None = None,
     ) -> tuple[Tensor | None, Any, tuple[Tensor, ...]]:
         """Logits of the synthesised features of the clean images, and what trainable makes of the augmented images.
 
@@ -64,6 +70,7 @@ class SynerMixModule(nn.Module):
             augmented: `[N', C, H, W]`, or None to skip its forward.
             row, weight: The mix of the clean features, see `mix_rows`: `[N]`, or of all ranks' `gather_rows`.
             bank: Partners from a `FeatureBank`.
+            image: The image that each row and weight is of, see `LabelMix`; None for one each.
 
         Returns:
             Intra-class logits, rows as in `class_rows`, those of several classifiers averaged as in evaluation; the
@@ -74,6 +81,8 @@ class SynerMixModule(nn.Module):
 
         def mix(feature: Tensor) -> Tensor:
             features.append(feature.detach())
+            if image is not None:
+                feature = feature[image]
             if self.gather_rows:
                 feature = gather_rows(feature, self.gather_rows)
             mixed = mix_rows(feature, row, weight)

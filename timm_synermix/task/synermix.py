@@ -18,6 +18,7 @@ from timm_synermix.task.gather import gather_rows
 from timm_synermix.task.main_norm import split_norms
 from timm_synermix.task.mixup import Mixer
 from timm_synermix.task.module import SynerMixModule, take_trainable
+from timm_synermix.task.multi_label import LabelMix, draw_label_mix, label_mean_loss, unmixed_labels
 from timm_synermix.utils.checks import BETA, MIX, NUM_MIXED, check_bank, check_interval, check_unmixed
 from timm_synermix.utils.random import seed_of
 
@@ -33,6 +34,7 @@ class _Draw(NamedTuple):
     row_target: Tensor
     bank: BankMix | None
     beta: float
+    labels: LabelMix | None = None
 
 
 class SynerMixTask(ClassificationTask):
@@ -51,7 +53,8 @@ class SynerMixTask(ClassificationTask):
             `[K]`. Default: the loss that criterion_kwargs describe, for hard targets; or criterion itself, with
             mixup_fn on the class made a soft target, see `intra_class_criterion`.
         inter_task: A timm task of this model whose loss on the augmented images is L_inter, such as one of
-            distillation; it gives up what it trains to this task. None for the criterion alone.
+            distillation; it gives up what it trains to this task. None for the criterion alone. With timm's
+            `MultiLabelClassificationTask` images have several labels, see `draw_label_mix`.
         mixup_fn: The inter-class mixing of the augmented images, a `Mixer`: `timm.data.Mixup`, `ManifoldMixup` or your
             own. Not in the collate function, which would mix the clean views as well.
         beta: Weight of the intra-class loss, in `[0, 1]`. None: 0.1 with mixup_fn and 0.5 without, as in the examples
@@ -116,16 +119,17 @@ class SynerMixTask(ClassificationTask):
         check_bank(bank, bool(gather_rows))
         MIX.check('mix', mix)
         check_unmixed(mix, dict(bank=bank, gather_rows=gather_rows, num_mixed=num_mixed))
-        _check_recipe(model, inter_task, mixup_fn, splits, fused)
+        self.multi_label = getattr(inter_task, 'multi_label', False)
+        _check_recipe(model, inter_task, mixup_fn, splits, fused, self.multi_label and (bank or gather_rows > 0))
         loss_kwargs = criterion_kwargs or {}
         if criterion is None:
             criterion_kwargs = {'soft_targets': mixup_fn is not None, **loss_kwargs}
         super().__init__(model, criterion, criterion_kwargs, device=device, dtype=dtype, verbose=verbose)
         if criterion is not None and intra_criterion is None:
-            intra_criterion = intra_class_criterion(self.criterion, mixup_fn)
+            intra_criterion = intra_class_criterion(self.criterion, mixup_fn, self.multi_label)
         if intra_criterion is None:
             intra_criterion = resolve_classification_loss(
-                None, self.device, criterion_kwargs={**loss_kwargs, 'soft_targets': False}
+                None, self.device, self.multi_label, {**loss_kwargs, 'soft_targets': False}
             )
         self.intra_criterion = skipping_padding(intra_criterion)
         self.inter_task: Any = inter_task
@@ -133,8 +137,7 @@ class SynerMixTask(ClassificationTask):
         self.trainable_module: Any = SynerMixModule(model, trainable, classifier, fused, gather_rows, mixup_fn)
         self.mixup_fn = mixup_fn
         self.beta = beta
-        self.mix, self.splits = mix, splits
-        self.num_mixed = num_mixed
+        self.mix, self.splits, self.num_mixed = mix, splits, num_mixed
         self.fused = fused
         self.interval = interval
         self.gather_rows = gather_rows
@@ -207,7 +210,7 @@ class SynerMixTask(ClassificationTask):
             input: `[N + A, C, H, W]`: N clean images, then an augmented view of the first A of them; A is N if every
                 image takes part in both losses. With S splits `[N + S A, C, H, W]`, the first split of all of them
                 first. Or `[N, C, H, W]`: augmented images alone, then there is no intra-class part.
-            target: Class indices, int64 `[N]`.
+            target: Class indices, int64 `[N]`; of several labels float `[N, num_classes]`.
 
         Returns:
             'loss': the loss to minimise. 'output': logits of the augmented images, or with beta 1 of the synthesised
@@ -256,10 +259,13 @@ class SynerMixTask(ClassificationTask):
         with_clean = beta > 0.0 and len(input) > n
         clean, augmented = input[:n], input[n if len(input) > n else 0 :]
 
-        row, weight, row_target, bank = target, target, target, None
-        if with_clean:
+        row, weight, row_target, bank, labels = target, target, target, None, None
+        if with_clean and self.multi_label:
+            labels = self._draw_label_mix(target)
+            row, weight, row_target = labels.row, labels.weight, labels.row_target
+        elif with_clean:
             row, weight, row_target, bank = self._draw_mix(target)
-        inter_target = target[:num_augmented].repeat(splits) if len(input) > n else target
+        inter_target = torch.cat([target[:num_augmented]] * splits) if len(input) > n else target
         if self.mixup_fn is not None and beta < 1.0:
             augmented, inter_target = self.mixup_fn(augmented, inter_target)
         return _Draw(
@@ -271,11 +277,13 @@ class SynerMixTask(ClassificationTask):
             row_target,
             bank,
             beta,
+            labels,
         )
 
     def _losses(self, draw: _Draw) -> dict[str, Tensor]:
         """The losses of the views that are there."""
-        outputs = self.trainable_module(draw.clean, draw.augmented, draw.row, draw.weight, draw.bank)
+        image = None if draw.labels is None else draw.labels.image
+        outputs = self.trainable_module(draw.clean, draw.augmented, draw.row, draw.weight, draw.bank, image)
         return self._join(draw, *outputs)
 
     def _join(
@@ -292,7 +300,9 @@ class SynerMixTask(ClassificationTask):
             self.bank.update(features, draw.row, draw.row_target)
 
         losses: dict[str, Tensor] = {}
-        if intra_logits is not None:
+        if intra_logits is not None and draw.labels is not None:
+            losses['intra_loss'] = label_mean_loss(intra_criterion, intra_logits, draw.labels)
+        elif intra_logits is not None:
             losses['intra_loss'] = class_mean_loss(intra_criterion, intra_logits, draw.row_target)
         output = intra_logits
         if inter_output is not None and self.inter_task is not None:
@@ -310,10 +320,20 @@ class SynerMixTask(ClassificationTask):
             **{name: loss.detach() for name, loss in losses.items()},
         }
 
+    def _next_generator(self, device: torch.device) -> torch.Generator:
+        """That of the weights of the next batch."""
+        seed = seed_of('mix', self.seed, self.rank, self.num_batches)
+        self.num_batches += 1
+        return torch.Generator(device).manual_seed(seed)
+
+    def _draw_label_mix(self, target: Tensor) -> LabelMix:
+        """The mix of images with several labels, float `[N, num_classes]`."""
+        generator = self._next_generator(target.device)
+        return unmixed_labels(target) if self.mix == 'none' else draw_label_mix(target, self.num_mixed, generator)
+
     def _draw_mix(self, target: Tensor) -> tuple[Tensor, Tensor, Tensor, BankMix | None]:
         """Row and weight of each image, class of each row, and partners from the bank."""
-        generator = torch.Generator(target.device).manual_seed(seed_of('mix', self.seed, self.rank, self.num_batches))
-        self.num_batches += 1
+        generator = self._next_generator(target.device)
         if self.mix == 'none':
             row = torch.arange(len(target), device=target.device)
             return row, torch.ones_like(row, dtype=torch.float32), target, None
@@ -328,8 +348,15 @@ class SynerMixTask(ClassificationTask):
 
 
 def _check_recipe(
-    model: nn.Module, inter_task: TrainingTask | None, mixup_fn: Mixer | None, splits: int, fused: bool
+    model: nn.Module,
+    inter_task: TrainingTask | None,
+    mixup_fn: Mixer | None,
+    splits: int,
+    fused: bool,
+    one_label: bool,
 ) -> None:
+    if one_label:
+        raise ValueError('bank and gather_rows need images of one label, got a task of several.')
     if inter_task is not None and (fused or hasattr(mixup_fn, 'mixing')):
         raise ValueError('inter_task needs two forwards, and a mixup_fn of images: it gets the images to see.')
     if mixup_fn is not None and splits > 1:
