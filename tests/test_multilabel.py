@@ -73,10 +73,17 @@ def test_two_epochs_with_each_loss(train_three, name):
         assert 0 <= second[metric] <= 100
 
 
-@pytest.mark.parametrize('name', ['default', 'twoway', 'mixup'])
+MORE = {
+    'default': ['--synermix-interval', '2', '--synermix-supplement', 'clean'],
+    'twoway': ['--train-img-sizes', '32', '48', '--train-batch-sizes', '8', '4'],
+    'mixup': [],
+}
+
+
+@pytest.mark.parametrize('name', MORE)
 def test_synermix_with_several_labels(train_three, name):
     """A resumed run ends as a whole one; the metrics are timm's, and there is no cohesion."""
-    flags = [*SEVERAL, *LOSSES[name], '--synermix', '--epochs', '2', '--model-ema']
+    flags = [*SEVERAL, *LOSSES[name], *MORE[name], '--synermix', '--epochs', '2', '--model-ema']
     run = train_three(*flags, experiment='whole')
     _, second = run.summary()
     beta = 0.1 if name == 'mixup' else 0.5

@@ -24,17 +24,8 @@ def dataset_targets(dataset: Dataset) -> np.ndarray | None:
     if isinstance(dataset, Subset):
         targets = dataset_targets(dataset.dataset)
         return None if targets is None else targets[np.asarray(dataset.indices)]
-    if isinstance(dataset, IterableDataset):
-        return None
-    labels: Any
-    source: Any = getattr(dataset, 'reader', dataset)  # timm data sets read through a reader
-    if hasattr(source, 'targets'):
-        labels = source.targets
-    elif hasattr(source, 'iter_targets'):
-        labels = source.targets = list(source.iter_targets())  # takes a while
-    elif hasattr(source, 'samples'):
-        labels = [target for _, target in source.samples]
-    else:
+    labels = read_labels(dataset)
+    if labels is None:
         return None
     if len(labels) and np.ndim(labels[0]):  # several labels an image
         return None
@@ -44,6 +35,19 @@ def dataset_targets(dataset: Dataset) -> np.ndarray | None:
         labels = [target_transform(int(label)) for label in labels]
     targets = np.asarray(labels)
     return targets.astype(np.int64) if targets.ndim == 1 else None
+
+
+def read_labels(dataset: Any) -> Any:
+    """What a data set that is no Subset says of each image, before its `target_transform`; None if it does not."""
+    if isinstance(dataset, IterableDataset):
+        return None
+    source: Any = getattr(dataset, 'reader', dataset)  # timm data sets read through a reader
+    if hasattr(source, 'targets'):
+        return source.targets
+    if hasattr(source, 'iter_targets'):
+        source.targets = list(source.iter_targets())  # takes a while
+        return source.targets
+    return [target for _, target in source.samples] if hasattr(source, 'samples') else None
 
 
 def class_to_idx(dataset: Any) -> dict[str, int]:

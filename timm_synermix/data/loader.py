@@ -21,6 +21,7 @@ from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, Itera
 from timm_synermix.data.augment_ops import mend_augmentation
 from timm_synermix.data.classes import dataset_targets
 from timm_synermix.data.dataset import ReadableImages, TwoViewDataset, image_mode
+from timm_synermix.data.labels import LabelSets, dataset_labels
 from timm_synermix.data.order import EpochOrder
 from timm_synermix.data.sample_loader import SampleLoader, SamplePrefetchLoader, shield
 from timm_synermix.data.sampler import SupplementBatchSampler
@@ -225,17 +226,19 @@ def _create_views(
     return TwoViewTransform(clean, mend_augmentation(augmented, mode))
 
 
-def _known_targets(dataset: Any, interval: int, singletons: str) -> np.ndarray | None:
+def _known_targets(dataset: Any, interval: int, singletons: str) -> np.ndarray | LabelSets | None:
     """The labels, if the data set tells them; else what needs them is refused, or said not to be done."""
-    targets = dataset_targets(dataset)
+    targets: np.ndarray | LabelSets | None = dataset_targets(dataset)
+    if targets is None:
+        targets = dataset_labels(dataset)
     if targets is None and interval > 1:
         raise ValueError(
             f'interval must be 1 for {type(dataset).__name__}, which does not tell its labels, got {interval}.'
         )
     if targets is None and singletons == 'supplement':
         _logger.warning(
-            'SynerMix: %s does not tell its labels without reading its images, or has several for each, so a class '
-            "with one image in a batch is not supplemented (as with singletons='keep').",
+            'SynerMix: %s does not tell its labels without reading its images, so a class with one image in a '
+            "batch is not supplemented (as with singletons='keep').",
             type(dataset).__name__,
         )
     return targets
@@ -286,6 +289,7 @@ def _sample_loader(
         order = _epoch_order(views, num_aug_repeats, seed, rank=0, world_size=1)
         rules.update(seed=seed, rank=rank, world_size=world_size)
         batch_sampler = SupplementBatchSampler(order, targets, batch_size, **rules)
+    kwargs['targets'] = None if isinstance(targets, LabelSets) else targets
     loader = SampleLoader(views, batch_sampler, rank=rank, world_size=world_size, **kwargs)
     if not hasattr(type(views.dataset), 'set_epoch'):
         views.dataset.set_epoch = loader.batch_sampler.set_epoch

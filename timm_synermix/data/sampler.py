@@ -12,6 +12,7 @@ from torch.utils.data import Sampler
 
 from timm_synermix.data.draws import Views
 from timm_synermix.data.fixed_batches import fixed_batches, repeated_batches
+from timm_synermix.data.labels import LabelSets
 from timm_synermix.utils.checks import BATCH_SIZE, INTERVAL, check_fixed
 from timm_synermix.utils.random import seed_of
 
@@ -57,7 +58,8 @@ class SupplementBatchSampler(Sampler[list[Any]]):
     Args:
         sampler: Yields the indices of an epoch in random order; has a length, an `epoch` and `set_epoch`, as
             `torch.utils.data.DistributedSampler` and timm's `RepeatAugSampler`.
-        targets: The class of every image of the data set, non-negative int `[len(dataset)]`.
+        targets: The class of every image of the data set, non-negative int `[len(dataset)]`; or the several labels of
+            each, then partners are those of `LabelSets.partners_for`, and fixed is not possible.
         batch_size: Images per batch, before partners; at least 2.
         supplement: Draw partners. False keeps lone classes as they are; the batch size is made even all the same.
         clean_only: Yield partners last in their batch, as `Views` that ask the data set for the clean view alone.
@@ -80,7 +82,7 @@ class SupplementBatchSampler(Sampler[list[Any]]):
     def __init__(
         self,
         sampler: Any,
-        targets: Sequence[int] | np.ndarray,
+        targets: Sequence[int] | np.ndarray | LabelSets,
         batch_size: int,
         *,
         supplement: bool = True,
@@ -107,6 +109,11 @@ class SupplementBatchSampler(Sampler[list[Any]]):
         self.batches_per_update = batches_per_update
         self.seed = seed
         self.rank, self.world_size = rank, world_size
+        self.labels = targets if isinstance(targets, LabelSets) else None
+        if isinstance(targets, LabelSets):
+            if fixed:
+                raise ValueError('fixed must be False with several labels per image, got True.')
+            return
         targets = np.asarray(targets)
         self.targets = targets.astype(np.min_scalar_type(targets.max()))  # numpy sorts 8 and 16 bits in linear time
         # All images ordered by class: those of class c are members[first[c]:first[c] + size[c]].
@@ -158,7 +165,7 @@ class SupplementBatchSampler(Sampler[list[Any]]):
     def _completed(self, batch: np.ndarray, number: int, generator: np.random.Generator) -> list[Any]:
         """A batch of the epoch with its partners, in random order."""
         supplement = self.supplement and self._has_clean_views(number)
-        partners = self._partners_of(self._lone_images(batch), generator) if supplement else batch[:0]
+        partners = self._partners_for(batch, generator) if supplement else batch[:0]
         clean_only = [Views(index, augmented=False) for index in partners.tolist()] if self.clean_only else []
         if not self.clean_only:
             batch = np.concatenate([batch, partners])
@@ -187,6 +194,12 @@ class SupplementBatchSampler(Sampler[list[Any]]):
         for begin, length in zip(first.tolist(), size.tolist(), strict=True):
             yield generator.permutation(images[begin : begin + length]).tolist()
 
+    def _partners_for(self, batch: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        """The partners that a batch needs."""
+        if self.labels is not None:
+            return self.labels.partners_for(batch, generator)
+        return self._partners_of(self._lone_images(batch), generator)
+
     def _lone_images(self, batch: np.ndarray) -> np.ndarray:
         """Images without another image of their class in the batch, though the data set has one."""
         images = np.unique(batch)  # a repeated image is no partner of itself
@@ -195,6 +208,8 @@ class SupplementBatchSampler(Sampler[list[Any]]):
 
     def _partners_of(self, images: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         """A uniformly drawn other image of the same class, for each image; itself where there is no other."""
+        if self.labels is not None:
+            return self.labels.partners_of(images, generator)
         first, size = self._first[self.targets[images]], self._size[self.targets[images]]
         step = generator.integers(1, np.maximum(size, 2))  # 1 to size - 1 places further on in the class, round its end
         return self._members[first + (self._place[images] - first + step) % size]
@@ -208,7 +223,7 @@ class SupplementBatchSampler(Sampler[list[Any]]):
         sent = sum(view.clean + view.augmented for view in views) / max(len(batches), 1)
         extra = len(views) / max(len(batches), 1) - plain if batches else 0.0
         step = (sent + (self.interval - 1) * plain) / (self.interval * plain) if batches else 1.0
-        if not self.supplement or self.fixed or self.clean_only:
+        if not self.supplement or self.fixed or self.clean_only or self.labels is not None:
             return BatchCost(plain, extra, step, 1.0)
         # A class of the share p has B p images, and D p (1 - p)^(D - 1) partners for D different images in a batch.
         batch = list(islice(self.sampler, round(plain) * self.world_size))[:: self.world_size]

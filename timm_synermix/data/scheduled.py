@@ -67,7 +67,7 @@ class ScheduledSupplementSampler(SupplementBatchSampler):
         targets, kwargs: See `SupplementBatchSampler`; without fixed.
     """
 
-    def __init__(self, scheduled: ScheduledBatchSampler, targets: Sequence[int] | np.ndarray, **kwargs: Any) -> None:
+    def __init__(self, scheduled: ScheduledBatchSampler, targets: Any, **kwargs: Any) -> None:
         if kwargs.get('fixed'):
             raise ValueError("batch must be 'grow' with input_size_choices, got 'fixed'.")
         super().__init__(scheduled.sampler, targets, max(2, *scheduled.batch_sizes), **kwargs)
