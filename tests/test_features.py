@@ -147,7 +147,9 @@ def compiled(model):
 
 @pytest.mark.filterwarnings('ignore:torch.ao.quantization is deprecated')
 @pytest.mark.filterwarnings('ignore:torch.quantize_per_tensor')
-@pytest.mark.parametrize('change', [reset, quantised, compiled, 'LoRA'], ids=lambda change: getattr(change, '__name__', change))
+@pytest.mark.parametrize(
+    'change', [reset, quantised, compiled, 'LoRA'], ids=lambda change: getattr(change, '__name__', change)
+)
 def test_a_classifier_that_is_not_seen_is_an_error(change):
     """The hook is older than reset_classifier and LoRA, and knows nothing of a form that was made before it."""
     model = timm.create_model('test_resnet', num_classes=5).eval()
