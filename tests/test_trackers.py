@@ -19,6 +19,7 @@ from wandb.proto.wandb_internal_pb2 import Record
 
 import train
 from timm_synermix import FeatureHook
+from timm_synermix.engine.progress import LossMeter
 from timm_synermix.engine.trackers import tracker_names
 from timm_synermix.metrics.collection import METRIC_NAMES, cohesion_metrics
 
@@ -140,22 +141,36 @@ def test_tensorboard(run_train):
     assert not (run.folder / 'wandb').exists()
 
 
-def test_the_losses_of_updates_are_those_of_the_log(run_train):
+@pytest.fixture
+def batch_sizes(monkeypatch):
+    """The images of each batch that was counted."""
+    sizes, update = [], LossMeter.update
+
+    def counted(self, result, count):
+        sizes.append(count)
+        update(self, result, count)
+
+    monkeypatch.setattr(LossMeter, 'update', counted)
+    return sizes
+
+
+def test_the_losses_of_updates_are_those_of_the_log(run_train, batch_sizes):
     """Their mean over an epoch, weighted by the images, is the mean in summary.csv."""
     run = run_train('--synermix', '--log-with', 'tensorboard', '--synermix-batch', 'fixed', '--grad-accum-steps', '1')
     events = EventAccumulator(str(run.folder / 'timm-synermix')).Reload()
     for name in ('loss', 'intra_loss', 'inter_loss'):
         values = [event.value for event in events.Scalars(f'update/{name}')]
-        assert np.mean(values) == pytest.approx(run.summary()[0][f'train_{name}'], rel=1e-6)
+        assert np.average(values, weights=batch_sizes) == pytest.approx(run.summary()[0][f'train_{name}'], rel=1e-6)
 
 
-def test_an_update_of_several_batches_has_their_mean(run_train):
-    """An epoch of three equal batches in windows of two and one."""
+def test_an_update_of_several_batches_has_their_mean(run_train, batch_sizes):
+    """An epoch of three batches in windows of two and one."""
     flags = ['--synermix', '--synermix-batch', 'fixed', '--log-with', 'tensorboard', '--grad-accum-steps', '2']
     run = run_train(*flags, '--lr', '0', '--warmup-epochs', '0')
     events = EventAccumulator(str(run.folder / 'timm-synermix')).Reload()
     first, second = (event.value for event in events.Scalars('update/loss'))
-    assert (2 * first + second) / 3 == pytest.approx(run.summary()[0]['train_loss'], rel=1e-6)
+    weights = [sum(batch_sizes[:2]), batch_sizes[2]]
+    assert np.average([first, second], weights=weights) == pytest.approx(run.summary()[0]['train_loss'], rel=1e-6)
 
 
 def test_a_tracker_that_cannot_start_is_one_line(run_train, monkeypatch, capsys, tmp_path):

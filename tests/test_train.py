@@ -627,8 +627,8 @@ def test_ctrl_c_says_how_to_continue(run_train, tmp_path, monkeypatch, caplog, w
     with pytest.raises(SystemExit) as error:
         run_train('--epochs', '3')
     assert error.value.code == 130
-    advice = f'Add --output {tmp_path} --experiment run --resume auto' if when else 'nothing to continue'
-    assert advice in caplog.text
+    for advice in (f'--output {tmp_path}', '--experiment run --resume auto') if when else ('nothing to continue',):
+        assert advice in caplog.text
 
 
 @pytest.mark.parametrize('watched', [True, False])
