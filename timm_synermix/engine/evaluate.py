@@ -59,12 +59,13 @@ def evaluate(
     autocast: Callable[[], Any] = accelerator.autocast
     if amp_dtype:
         autocast = partial(torch.autocast, accelerator.device.type, getattr(torch, amp_dtype))
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     watched = accelerator.is_main_process and sys.stderr.isatty()
     with tqdm(loader, desc=log_name, unit='batch', leave=False, disable=not watched) as batches:  # taken away on errors
         for input, target in batches:
             if on_batch is not None:
                 on_batch()
-            input, target = input.to(accelerator.device), target.to(accelerator.device)
+            input, target = input.to(accelerator.device, dtype), target.to(accelerator.device)
             if channels_last:
                 input = input.contiguous(memory_format=torch.channels_last)
             with autocast():

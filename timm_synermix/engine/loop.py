@@ -97,7 +97,8 @@ def backward(run: Run, epoch: int, update: Update, batch: Batch) -> Losses:
     args, accelerator, task = run.args, run.accelerator, run.trained.task
     # What a step draws depends on which step it is, not on the steps before it.
     seed_everything(seed_of('step', args.seed, args.rank, epoch, batch.number), accelerator.device)
-    input, target = batch.input.to(accelerator.device), batch.target.to(accelerator.device)
+    dtype = getattr(torch, args.model_dtype or 'float32')  # which images without a prefetcher do not have yet
+    input, target = batch.input.to(accelerator.device, dtype), batch.target.to(accelerator.device)
     if run.trained.mix_batch is not None:
         input, target = run.trained.mix_batch(input, target)
     if args.channels_last:
