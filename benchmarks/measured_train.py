@@ -13,11 +13,12 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import train
+from timm_synermix import entry
 
 
 def main() -> None:
     result = Path(sys.argv.pop(1))
-    train.main()
+    entry.run(train)
     host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     device = torch.cuda.max_memory_reserved() / 2**20 if torch.cuda.is_initialized() else None
     result.write_text(json.dumps({'memory_mb': host if device is None else device}))

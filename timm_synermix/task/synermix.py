@@ -369,3 +369,15 @@ def loss_parts(task: Any, input: Tensor, target: Tensor) -> list[Callable[[], di
     """The losses of a batch as steps of their own: a task's `parts` if it has them, or timm's one loss."""
     parts = getattr(task, 'parts', None)
     return [partial(task, input, target)] if parts is None else parts(input, target)
+
+
+def mean_losses(task: Any, losses: dict[str, float]) -> dict[str, float]:
+    """The means of an epoch, with the total of the means of its parts where a task has them.
+
+    With an interval some epochs have an update with an intra-class loss more than others, and the mean of their totals
+    would say so.
+    """
+    if getattr(task, 'interval', 1) > 1 and {'intra_loss', 'inter_loss'} <= losses.keys():
+        total = synermix_loss(losses['intra_loss'], losses['inter_loss'], task.beta)
+        return {**losses, 'loss': float(total)}
+    return losses
