@@ -110,7 +110,7 @@ def line_of(seed):
 def assert_refused(error, folder, capsys, line):
     assert error.code == 2, line
     text = capsys.readouterr().err.strip().splitlines()
-    assert '.py: error: ' in text[-1], line
+    assert ': error: ' in text[-1], line
     assert 'Traceback' not in '\n'.join(text), line
     assert not folder.exists(), line
 

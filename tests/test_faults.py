@@ -4,6 +4,8 @@ import os
 import random
 import re
 import signal
+import subprocess
+import sys
 import time
 from contextlib import suppress
 
@@ -156,13 +158,19 @@ def test_twenty_kills_of_a_whole_run(image_folder, tmp_path):
 @pytest.mark.parametrize('signum', [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_is_obeyed_within_ten_seconds(image_folder, tmp_path, where, signum):
     root = make_image_folder(tmp_path / 'images', {'train': {'a': 9, 'b': 9}, 'validation': {'a': 1500, 'b': 1500}})
-    process = start(root, tmp_path, '--epochs', '10000', '-j', '2', '--val-split', 'validation')
+    command = [sys.executable, ROOT / 'train.py', *flags(root, tmp_path), '--epochs', '10000', '-j', '2']
+    with open(tmp_path / 'log', 'w') as log:  # started as a user does: a forked process ends otherwise
+        process = subprocess.Popen(list(map(str, command)), stdout=log, stderr=log, start_new_session=True)
     try:
-        wait_for(tmp_path / 'log', where, process)
+        deadline = time.time() + 120
+        while where not in (tmp_path / 'log').read_text():
+            assert process.poll() is None
+            assert time.time() < deadline
+            time.sleep(0.02)
         time.sleep(0.5)
         sent = time.time()
-        os.kill(process.pid, signum)
-        assert exit_code(process, 60) == 128 + signum
+        process.send_signal(signum)
+        assert process.wait(60) == 128 + signum
         assert time.time() - sent < 10
     finally:
         process.kill()
