@@ -1,6 +1,7 @@
 """What a run of train.py says where it cannot start or go on: one line, and how to go on."""
 
 import pytest
+import timm
 import torch
 
 import train
@@ -115,3 +116,24 @@ def test_a_checkpoint_is_not_put_aside_for_a_worker(tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match='DataLoader worker'):
         saver.begin()
     assert not list((tmp_path / 'run').glob('*.old'))
+
+
+def test_what_is_not_foreseen_says_what_to_quote(run_train, monkeypatch, capsys, tmp_path):
+    """Below its traceback: the step, the command as it can be pasted, and versions."""
+
+    def fail(*args):
+        raise KeyError('no such thing')
+
+    monkeypatch.setattr(train, 'train_one_epoch', fail)
+    with pytest.raises(SystemExit) as error:
+        run_train('--model-kwargs', 'zero_init_last=', 'x y')
+    assert error.value.code == 2  # a flag that is wrong is one line still
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as error:
+        run_train('--wandb-tags', 'two words')
+    assert error.value.code == 1
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert lines[-2] == "KeyError: 'no such thing'"
+    assert 'in fit() of timm_synermix.train' in lines[-1]
+    assert f"--output {tmp_path} --experiment run --wandb-tags 'two words'" in lines[-1]
+    assert f'timm {timm.__version__}' in lines[-1]

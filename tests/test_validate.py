@@ -470,7 +470,7 @@ def test_train_size(run, no_download):
     assert sizes == [160, 32]
 
 
-def test_retry_with_smaller_batches(run, weights, monkeypatch, caplog):
+def test_retry_with_smaller_batches(run, weights, monkeypatch, caplog, capsys):
     evaluate, tried = validate.evaluate, []
 
     def short_of_memory(accelerator, model, loader, *args, **kwargs):
@@ -481,8 +481,10 @@ def test_retry_with_smaller_batches(run, weights, monkeypatch, caplog):
 
     monkeypatch.setattr(validate, 'evaluate', short_of_memory)
     common = [*VIT, '--checkpoint', weights / 'plain.pth']
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(SystemExit) as error:
         run(*common)
+    assert error.value.code == 1
+    assert 'OutOfMemoryError: out of memory' in capsys.readouterr().err
     tried.clear()
     assert run(*common, '--retry')['top1'] >= 0
     assert tried == [4, 3, 2]

@@ -1,6 +1,9 @@
 """Where the scripts are started: `python train.py`, the console commands and `-m timm_synermix.train`."""
 
 import importlib
+import shlex
+import sys
+import traceback
 from types import ModuleType
 
 
@@ -22,13 +25,32 @@ def validate() -> None:
 
 
 def run(script: ModuleType) -> None:
-    """Call main() of a script; what a user got wrong is one line and exit code 2."""
+    """Call main() of a script; what a user got wrong is one line and exit code 2.
+
+    What nobody has foreseen is a traceback, and one line below it that says what to quote in a report.
+    """
     from timm_synermix.cli.checks import UsageError
 
     try:
         script.main()
     except UsageError as error:
         script.parser.error(str(error))
+    except Exception as error:
+        traceback.print_exc()
+        print(to_quote(script, error), file=sys.stderr, flush=True)
+        sys.exit(1)
+
+
+def to_quote(script: ModuleType, error: Exception) -> str:
+    """What was being done when an error came that is not foreseen, by which command and versions."""
+    from importlib.metadata import version
+    from platform import python_version
+
+    steps = [frame.name for frame in traceback.extract_tb(error.__traceback__) if frame.filename == script.__file__]
+    doing = f'in {steps[-1]}() of {script.__name__}' if steps else f'in {script.__name__}'
+    names = ('timm', 'torch', 'torchvision', 'accelerate')
+    versions = ', '.join([f'Python {python_version()}', *(f'{name} {version(name)}' for name in names)])
+    return f'Not foreseen, {doing}. To report it, quote the lines above and: {shlex.join(sys.argv)} ({versions})'
 
 
 def module(name: str) -> ModuleType:
