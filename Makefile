@@ -20,7 +20,7 @@ GRID ?= benchmarks/grids/$(if $(DATA_DIR),methods,digits).yaml
 reproduce: $(INSTALLED)
 	$(BIN)/python benchmarks/reproduce.py $(GRID) $(if $(DATA_DIR),--data-dir $(DATA_DIR)) $(FLAGS)
 
-# Tests run on WORKERS cores, each in one thread. test takes up to 4 minutes on two, test-slow (what test leaves out) up to
+# Tests run on WORKERS cores, each in one thread. test takes some 4 minutes on two, test-slow (what test leaves out) up to
 # 12; test-all is everything, every model of timm included, an hour or so.
 WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from timm_synermix.features import FeatureHook, pool_feature
 from timm_synermix.launch.script import LaunchError
+from timm_synermix.utils.wrapped import WrappedLoader
 
 _logger = logging.getLogger(__name__)
 
@@ -86,17 +87,12 @@ class Evaluation:
             _logger.info('Cohesion: ' + '  '.join(f'{name}: {value:.4g}' for name, value in self.metrics.items()))
 
 
-class EvaluationLoader:
+class EvaluationLoader(WrappedLoader):
     """A loader whose passes are measured; in all else the loader itself."""
 
     def __init__(self, evaluation: Evaluation, loader: Any) -> None:
-        self._evaluation, self._loader = evaluation, loader
+        super().__init__(loader)
+        self._evaluation = evaluation
 
     def __iter__(self) -> Iterator[Any]:
         return self._evaluation.measure(self._loader)
-
-    def __len__(self) -> int:
-        return len(self._loader)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__['_loader'], name)

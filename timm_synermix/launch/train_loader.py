@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from timm_synermix.utils.wrapped import WrappedLoader
+
 if TYPE_CHECKING:
     from timm_synermix.launch.training import Training
 
@@ -19,7 +21,7 @@ _logger = logging.getLogger(__name__)
 _LOG_NAMES = {'intra_loss': 'Intra', 'inter_loss': 'Inter'}
 
 
-class TrainLoader:
+class TrainLoader(WrappedLoader):
     """A `create_synermix_loader` in a loop that does not know of it; in all else the loader itself.
 
     A pass over the loader is the epoch that the script has set, by `set_epoch` of the data set, of the sampler or of
@@ -30,15 +32,10 @@ class TrainLoader:
     """
 
     def __init__(self, loader: Any, training: Training) -> None:
-        self._loader, self._training = loader, training
+        super().__init__(loader)
+        self._training = training
         self._last_epoch: int | None = None
         self.epoch_losses: dict[str, float] = {}
-
-    def __len__(self) -> int:
-        return len(self._loader)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__['_loader'], name)
 
     @property
     def sampler(self) -> Any:

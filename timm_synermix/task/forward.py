@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from timm_synermix.task.criterion import intra_class_criterion
 from timm_synermix.task.mixup import Mixer
 from timm_synermix.task.synermix import SynerMixTask, _Draw
+from timm_synermix.utils.wrapped import WrappedLoader
 
 
 def wrap_forward(model: nn.Module, wrapper: Callable[..., Any]) -> None:
@@ -200,19 +201,14 @@ def _check_grad(step: _Step, grad: Tensor) -> None:
         )
 
 
-class SynerMixBatches:
+class SynerMixBatches(WrappedLoader):
     """The batches of a loader as a `SynerMixForward` hands them out; in all else the loader itself."""
 
     def __init__(self, synermix: SynerMixForward, loader: Any) -> None:
-        self.synermix, self._loader = synermix, loader
+        super().__init__(loader)
+        self.synermix = synermix
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for input, target in self._loader:
             yield self.synermix.hand_out(input, target)
         self.synermix.forget()
-
-    def __len__(self) -> int:
-        return len(self._loader)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__['_loader'], name)
