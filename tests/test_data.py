@@ -169,8 +169,8 @@ def test_a_sample_has_the_views_that_are_asked_for(image_folder):
     for item, expected in (
         (8, (clean, 'augmented')),
         (Views(8), (clean, 'augmented')),
-        (Views(8, augmented=False), (clean,)),
-        (Views(8, clean=False), ('augmented',)),
+        (Views(8, augmented=False), (clean, None)),
+        (Views(8, clean=False), (None, 'augmented')),
     ):
         assert views[item] == (expected, 1)
 

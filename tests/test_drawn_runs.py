@@ -30,6 +30,7 @@ GROUPS = {
         '--synermix --synermix-singletons bank',
         '--synermix --synermix-singletons keep --synermix-forward fused',
         '--synermix --synermix-interval 2',
+        '--synermix --synermix-fraction 0.25',
         '--synermix --synermix-off-epoch 1',
         '--synermix --synermix-mix none',
         '--synermix --aug-repeats 2',

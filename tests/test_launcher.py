@@ -410,6 +410,7 @@ OPTIONS = {
     'one forward': ['--synermix-forward', 'fused', '--cutmix', '1'],
     'second images clean alone': ['--synermix-supplement', 'clean', '-b', '4'],
     'an interval': ['--synermix-interval', '2'],
+    'a fraction': ['--synermix-fraction', '0.5'],
     'a bank': ['--synermix-singletons', 'bank', '-b', '4'],
     'beta 1': ['--synermix-beta', '1'],
     'beta 0': ['--synermix-beta', '0', '--mixup', '0.4'],

@@ -13,6 +13,7 @@ def synermix_loader_kwargs(args: argparse.Namespace) -> dict[str, Any]:
         supplement=args.synermix_supplement,
         batch=args.synermix_batch,
         interval=args.synermix_interval,
+        fraction=args.synermix_fraction,
         batches_per_update=getattr(args, 'grad_accum_steps', 1),
         seed=args.seed,
     )
@@ -29,6 +30,7 @@ def synermix_task_kwargs(args: argparse.Namespace) -> dict[str, Any]:
         fused=args.synermix_forward == 'fused',
         bank=args.synermix_singletons == 'bank',
         interval=args.synermix_interval,
+        fraction=args.synermix_fraction,
         gather_rows=largest_batch(args) if gather else 0,
         seed=args.seed,
         rank=0 if gather else getattr(args, 'rank', 0),
@@ -36,8 +38,10 @@ def synermix_task_kwargs(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def largest_batch(args: argparse.Namespace) -> int:
-    """The most images a batch of `create_synermix_loader` can hold."""
+    """The most images with a clean view that a batch of `create_synermix_loader` can hold."""
     size = max([args.batch_size, *(getattr(args, 'train_batch_sizes', None) or ())])
+    if args.synermix_fraction < 1:
+        return max(2, round(args.synermix_fraction * (size + 2)) + 1)
     if args.synermix_batch == 'fixed' or args.synermix_singletons != 'supplement':
         return size + 2  # an odd one is made even
     return 2 * size + 2  # each with a partner

@@ -11,7 +11,14 @@ from timm_synermix.cli.checks import check_amp, check_compile, check_dataset, na
 from timm_synermix.cli.kwargs import mixup_active
 from timm_synermix.cli.loss import check_loss
 from timm_synermix.cli.rules import check_values, flag
-from timm_synermix.utils.checks import BATCH_SIZE, check_bank, check_fixed, check_interval, check_unmixed
+from timm_synermix.utils.checks import (
+    BATCH_SIZE,
+    check_bank,
+    check_fixed,
+    check_fraction,
+    check_interval,
+    check_unmixed,
+)
 
 _logger = logging.getLogger(__name__)
 
@@ -86,6 +93,12 @@ def check_synermix_flags(args: argparse.Namespace) -> None:
     bank = args.synermix_singletons == 'bank'
     check_fixed(fixed, clean, ('--synermix-batch fixed', '--synermix-supplement clean'))
     check_interval(args.synermix_interval, args.synermix_beta, ('--synermix-interval', '--synermix-beta'))
+    check_fraction(
+        args.synermix_fraction,
+        clean,
+        getattr(args, 'task', '') == 'multilabel',
+        ('--synermix-fraction', '--synermix-supplement clean', '--task multilabel'),
+    )
     check_bank(bank, args.synermix_gather, ('--synermix-singletons bank', '--synermix-gather'))
     others = {
         '--synermix-num-mixed': args.synermix_num_mixed,

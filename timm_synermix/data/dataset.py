@@ -126,9 +126,9 @@ def image_name(dataset: Any, index: int) -> str:
 
 
 class TwoViewDataset(ReadableImages):
-    """The views of a data set's images: a sample is `(views, target)`, views a tuple of those that are wanted.
+    """The views of a data set's images: a sample is `(views, target)`, views `(clean, augmented)`.
 
-    An index asks for both, `(clean, augmented)`; `Views` say which.
+    An index asks for both, `Views` say which; None stands for one that is not wanted.
 
     Args:
         dataset: See `ReadableImages`.

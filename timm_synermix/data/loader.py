@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from functools import partial
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ from timm_synermix.data.transforms import (
     add_small_image_augmentation,
 )
 from timm_synermix.utils.checks import BATCH, BATCH_SIZE, SINGLETONS, SUPPLEMENT, check_fixed
+from timm_synermix.utils.layout import Layout
 from timm_synermix.utils.timm_private import worker_init
 
 _logger = logging.getLogger(__name__)
@@ -59,6 +61,7 @@ def create_synermix_loader(
     supplement: str = 'both',
     batch: str = 'grow',
     interval: int = 1,
+    fraction: float = 1.0,
     batches_per_update: int = 1,
     clean_view: bool = True,
     seed: int = 42,
@@ -106,6 +109,8 @@ def create_synermix_loader(
             `SupplementBatchSampler`.
         interval: Only every interval-th update has clean views and second images, the input of others is
             `[B, C, H, W]`: half as many images to make.
+        fraction: Below 1, so many of the images of a batch have a clean view, two of each of some classes: input is
+            `[K + N, C, H, W]`, clean views of the first K images, then augmented ones of all.
         batches_per_update: Batches whose gradients are accumulated for an update.
         clean_view: False leaves the clean views out: input is `[B, C, H, W]`, batches and order are as with them.
         seed: Seed of the order of the images, of the supplements and of the augmentation.
@@ -134,7 +139,8 @@ def create_synermix_loader(
     transform_kwargs, splits = _of_two_views(transform_kwargs), max(1, num_aug_splits)
     one_size = splits > 1 or isinstance(dataset, IterableDataset)
     sizes, schedule = take_schedule(transform_kwargs, batch_size, one_size)
-    rules = _rules_of_batches(batch_size, singletons, supplement, batch)
+    views_of = dict(interval=interval, fraction=fraction, batches_per_update=batches_per_update) if clean_view else {}
+    rules = _rules_of_batches(batch_size, singletons, supplement, batch) | views_of
     erasing: dict[str, Any] = dict(re_prob=re_prob, re_mode=re_mode, re_count=re_count, no_aug=no_aug)
     common: dict[str, Any] = dict(mean=mean, std=std, use_prefetcher=use_prefetcher)
     create_views = partial(_create_views, mode=image_mode(dataset), common=common, splits=splits)
@@ -147,23 +153,23 @@ def create_synermix_loader(
         worker_init_fn=partial(worker_init, worker_seeding=worker_seeding),
         persistent_workers=persistent_workers and num_workers > 0,
     )
-    targets = _known_targets(dataset, interval, singletons)
+    targets = _known_targets(dataset, interval, fraction, singletons)
     if isinstance(dataset, IterableDataset):
         loader = _stream_loader(views, batch_size, **loader_kwargs)
     else:
-        rules.update(interval=interval if clean_view else 1, batches_per_update=batches_per_update)
         loader_kwargs.update(targets=targets, seed=seed, strict=strict)
         loader = _sample_loader(views, batch_size, schedule, num_aug_repeats, distributed, rules, **loader_kwargs)
     if not use_prefetcher:
         return loader
     output: dict[str, Any] = dict(mean=mean, std=std, device=device or torch.device('cuda'), img_dtype=img_dtype)
-    return _prefetching(loader, input_size, clean_view, max(2, splits) if re_split else 0, **erasing, **output)
+    layout = Layout(splits, some=fraction < 1) if clean_view else None
+    return _prefetching(loader, input_size, layout, max(2, splits) if re_split else 0, **erasing, **output)
 
 
 def _prefetching(
     loader: DataLoader,
     input_size: int | tuple[int, ...],
-    clean_view: bool,
+    layout: Layout | None,
     re_splits: int,
     re_prob: float,
     re_mode: str,
@@ -176,7 +182,7 @@ def _prefetching(
     if re_prob > 0 and not no_aug:
         erase = RandomErasing(re_prob, mode=re_mode, max_count=re_count, num_splits=re_splits, device=kwargs['device'])
     channels = input_size[0] if isinstance(input_size, (tuple, list)) and len(input_size) == 3 else len(kwargs['mean'])
-    return SamplePrefetchLoader(loader, erase, clean_view, channels=channels, **kwargs)
+    return SamplePrefetchLoader(loader, erase, layout, channels=channels, **kwargs)
 
 
 def _of_two_views(kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -226,15 +232,15 @@ def _create_views(
     return TwoViewTransform(clean, mend_augmentation(augmented, mode))
 
 
-def _known_targets(dataset: Any, interval: int, singletons: str) -> np.ndarray | LabelSets | None:
+def _known_targets(dataset: Any, interval: int, fraction: float, singletons: str) -> np.ndarray | LabelSets | None:
     """The labels, if the data set tells them; else what needs them is refused, or said not to be done."""
     targets: np.ndarray | LabelSets | None = dataset_targets(dataset)
     if targets is None:
         targets = dataset_labels(dataset)
-    if targets is None and interval > 1:
-        raise ValueError(
-            f'interval must be 1 for {type(dataset).__name__}, which does not tell its labels, got {interval}.'
-        )
+    for name, value in (('interval', interval), ('fraction', fraction)):
+        if targets is None and value != 1:
+            kind = type(dataset).__name__
+            raise ValueError(f'{name} must be 1 for {kind}, which does not tell its labels, got {value}.')
     if targets is None and singletons == 'supplement':
         _logger.warning(
             'SynerMix: %s does not tell its labels without reading its images, so a class with one image in a '
@@ -304,15 +310,16 @@ def _epoch_order(dataset: Any, num_aug_repeats: float, seed: int, rank: int, wor
     return EpochOrder(DistributedSampler(dataset, **shard), seed)
 
 
-def two_view_collate(batch: list[tuple[tuple[Tensor, ...], int]], splits: int = 1) -> tuple[Tensor, Tensor]:
-    """Batch N samples, the first A of which have all views: input `[N + S A, C, H, W]` and target `[N]`.
+def two_view_collate(batch: list[tuple[tuple[Tensor | None, ...], int]], splits: int = 1) -> tuple[Tensor, Tensor]:
+    """Batch N samples: the clean views of the first of them, then the augmented ones of the first, and target `[N]`.
 
-    Views of one kind stand together, the clean ones first. Without clean views it is a batch of timm's, which repeats
+    Views of one kind stand together, see `Layout`. Without clean views it is a batch of timm's, which repeats
     the target for each of the S splits.
     """
-    most = len(batch[0][0])
+    kinds = list(zip_longest(*(views for views, _ in batch)))
     # in a worker, default_collate stacks into shared memory at once
-    input = default_collate([views[i] for i in range(most) for views, _ in batch if len(views) > i])
+    input = default_collate([view for kind in kinds for view in kind if view is not None])
     target = default_collate([target for _, target in batch])
     target = target.long() if target.ndim == 1 else target
-    return input, torch.cat([target] * splits) if most == splits else target
+    with_clean = len(kinds) > splits and kinds[0][0] is not None
+    return input, target if with_clean else torch.cat([target] * splits)

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 
 from timm_synermix.data.draws import DrawSampler
 from timm_synermix.data.sample_dataset import SampleDataset
+from timm_synermix.utils.layout import Layout
 from timm_synermix.utils.random import random_state_kept, seed_everything, seed_of
 
 
@@ -100,14 +101,14 @@ class SamplePrefetchLoader(PrefetchLoader):
     Args:
         loader: The loader, or one of a stream, whose erasing has no seed.
         erase: Erases in place. None for not.
-        clean_view: Batches of more images than targets begin with as many clean ones, which stay as they are.
+        layout: Where the clean views of a batch are, which stay as they are. None if there are none.
         kwargs: Other arguments of PrefetchLoader.
     """
 
-    def __init__(self, loader: DataLoader, erase: RandomErasing | None, clean_view: bool, **kwargs: Any) -> None:
+    def __init__(self, loader: DataLoader, erase: RandomErasing | None, layout: Layout | None, **kwargs: Any) -> None:
         super().__init__(loader, **kwargs)
         self.erase = erase
-        self.clean_view = clean_view
+        self.layout = layout
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         draws = self.batch_sampler
@@ -118,5 +119,5 @@ class SamplePrefetchLoader(PrefetchLoader):
                     if known:
                         key = ('erase', self.loader.seed, draws.rank, draws.epoch, number)
                         seed_everything(seed_of(*key), self.device)
-                    self.erase(input[len(target) if self.clean_view and len(input) > len(target) else 0 :])
+                    self.erase(input[self.layout.num_clean(len(input), len(target)) if self.layout else 0 :])
             yield input, target

@@ -13,7 +13,7 @@ from torch.utils.data import Sampler
 from timm_synermix.data.draws import Views
 from timm_synermix.data.fixed_batches import fixed_batches, repeated_batches
 from timm_synermix.data.labels import LabelSets
-from timm_synermix.utils.checks import BATCH_SIZE, INTERVAL, check_fixed
+from timm_synermix.utils.checks import BATCH_SIZE, INTERVAL, check_fixed, check_fraction
 from timm_synermix.utils.random import seed_of
 
 _COUNTED = 50  # batches, to tell what they cost
@@ -64,6 +64,9 @@ class SupplementBatchSampler(Sampler[list[Any]]):
         supplement: Draw partners. False keeps lone classes as they are; the batch size is made even all the same.
         clean_only: Yield partners last in their batch, as `Views` that ask the data set for the clean view alone.
         fixed: Batches of one size, see above.
+        fraction: Below 1, so many of the images of a batch have a clean view: two of each of the classes that are drawn
+            at random from those present. Of these the lone ones alone get a partner. They come first in their batch;
+            the others are yielded as `Views` that ask for the augmented view alone.
         interval: Draw partners in every interval-th update alone, and yield the others' images as `Views` that ask for
             the augmented view alone. Updates are counted over all epochs.
         batches_per_update: Batches whose gradients are accumulated for an update.
@@ -88,6 +91,7 @@ class SupplementBatchSampler(Sampler[list[Any]]):
         supplement: bool = True,
         clean_only: bool = False,
         fixed: bool = False,
+        fraction: float = 1.0,
         interval: int = 1,
         batches_per_update: int = 1,
         seed: int = 42,
@@ -100,11 +104,13 @@ class SupplementBatchSampler(Sampler[list[Any]]):
         if len(sampler) == 0:
             raise ValueError('sampler must have at least one index, got an empty one.')
         check_fixed(fixed, clean_only)
+        check_fraction(fraction, clean_only, isinstance(targets, LabelSets))
         self.sampler = sampler
         self.batch_size = batch_size
         self.supplement = supplement
         self.clean_only = clean_only
         self.fixed = fixed
+        self.fraction = fraction
         self.interval = interval
         self.batches_per_update = batches_per_update
         self.seed = seed
@@ -149,7 +155,13 @@ class SupplementBatchSampler(Sampler[list[Any]]):
                 indices = np.resize(indices, self._length * self.world_size)[self.rank :: self.world_size]
             batches = self._batches(indices, generator)
         for number, batch in enumerate(batches):
-            yield batch if self._has_clean_views(number) else [Views(index, clean=False) for index in batch]
+            yield self._items(batch, number, generator)
+
+    def _items(self, batch: list[Any], number: int, generator: np.random.Generator) -> list[Any]:
+        """A batch with the views that are wanted."""
+        if not self._has_clean_views(number):
+            return [Views(index, clean=False) for index in batch]
+        return batch if self.fraction == 1 else self._sliced(np.array(batch), generator)
 
     def _has_clean_views(self, number: int) -> bool:
         """Whether a batch of the epoch is of an update with an intra-class loss."""
@@ -164,7 +176,7 @@ class SupplementBatchSampler(Sampler[list[Any]]):
 
     def _completed(self, batch: np.ndarray, number: int, generator: np.random.Generator) -> list[Any]:
         """A batch of the epoch with its partners, in random order."""
-        supplement = self.supplement and self._has_clean_views(number)
+        supplement = self.supplement and self.fraction == 1 and self._has_clean_views(number)
         partners = self._partners_for(batch, generator) if supplement else batch[:0]
         clean_only = [Views(index, augmented=False) for index in partners.tolist()] if self.clean_only else []
         if not self.clean_only:
@@ -172,6 +184,25 @@ class SupplementBatchSampler(Sampler[list[Any]]):
         if len(batch) % 2:
             batch = np.append(batch, self._partners_of(generator.choice(batch, 1), generator))
         return [*generator.permutation(batch).tolist(), *clean_only]
+
+    def _sliced(self, batch: np.ndarray, generator: np.random.Generator) -> list[Any]:
+        """A batch of which two images of each of some classes have a clean view; a partner comes on top."""
+        images = generator.permutation(np.unique(batch))  # a repeated image is no partner of itself
+        images = images[np.argsort(self.targets[images], kind='stable')]
+        _, first, count = np.unique(self.targets[images], return_index=True, return_counts=True)
+        drawn = generator.permutation(len(first))[: max(1, round(self.fraction * len(batch) / 2))]
+        first, count = first[drawn], count[drawn]
+        paired = np.stack([images[first], images[first + 1 - (count == 1)]], axis=1)
+        lone = paired[count == 1, 0]
+        partners = self._partners_of(lone, generator) if self.supplement else lone
+        partners = partners[partners != lone]
+        own = np.concatenate([paired[:, 0], paired[count > 1, 1]])
+        position = {image: place for place, image in enumerate(batch.tolist())}
+        others = np.delete(batch, [position[image] for image in own.tolist()])
+        if (len(batch) + len(partners)) % 2:
+            others = np.append(others, self._partners_of(generator.choice(batch, 1), generator))
+        clean = generator.permutation(np.concatenate([own, partners]))
+        return [*clean.tolist(), *[Views(index, clean=False) for index in generator.permutation(others).tolist()]]
 
     def _fixed_batches(self, indices: np.ndarray, generator: np.random.Generator) -> Iterator[list[int]]:
         ranks, count = self.world_size, len(self)

@@ -89,6 +89,5 @@ class ScheduledSupplementSampler(SupplementBatchSampler):
         for number, batch in enumerate(self.scheduled):
             size = batch[0][1]
             items = self._completed(np.array([index for index, _ in batch]), number, generator)
-            if not self._has_clean_views(number):
-                items = [Views(index, clean=False) for index in items]
+            items = self._items(items, number, generator)
             yield [item._replace(size=size) if isinstance(item, Views) else (item, size) for item in items]

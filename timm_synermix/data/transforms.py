@@ -21,7 +21,7 @@ from torchvision.transforms.v2 import functional as F
 
 
 class TwoViewTransform:
-    """Turn one decoded image into its two views, `(clean, augmented)`, or of these those that are wanted.
+    """Turn one decoded image into its two views, `(clean, augmented)`; None for one that is not wanted.
 
     Args:
         clean: Deterministic transform of the unaugmented view, the recipe's evaluation transform.
@@ -33,12 +33,9 @@ class TwoViewTransform:
         self.clean = clean
         self.augmented = augmented
 
-    def __call__(self, image: Any, clean: bool = True, augmented: bool = True) -> tuple[Tensor, ...]:
-        views = [self.clean(image)] if clean else []
-        if augmented:
-            splits = self.augmented(image)
-            views += splits if isinstance(splits, tuple) else [splits]
-        return tuple(views)
+    def __call__(self, image: Any, clean: bool = True, augmented: bool = True) -> tuple[Tensor | None, ...]:
+        splits = self.augmented(image) if augmented else None
+        return (self.clean(image) if clean else None, *(splits if isinstance(splits, tuple) else (splits,)))
 
 
 class SplitTransform:

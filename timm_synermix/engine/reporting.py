@@ -16,6 +16,7 @@ from torch.utils.data import IterableDataset, Subset
 from timm_synermix.data.classes import class_names
 from timm_synermix.data.loader import create_synermix_loader
 from timm_synermix.engine.loaders import set_epoch
+from timm_synermix.utils.layout import EACH_TWICE
 
 if TYPE_CHECKING:
     from timm_synermix.engine.candidates import Outcome
@@ -56,7 +57,8 @@ def write_run_report(run: Run, reported: ReportedEpoch) -> None:
     folder = os.path.join(saver.checkpoint_dir, 'report')
     loaders = run.loaders
     set_epoch(loaders.train, 0)  # whose first batch has clean views, also with --synermix-interval
-    examples = example_images(loaders.train, run.trained.mixup_fn, loaders.data_config)
+    layout = getattr(run.trained.task, 'layout', EACH_TWICE)
+    examples = example_images(loaders.train, run.trained.mixup_fn, loaders.data_config, layout)
     data = _data_name(run.args, run.args.val_split)
     path = write_report(folder, [evaluated], data=data, class_names=loaders.class_names, examples=examples)
     _logger.info(f'Report: {path}')
@@ -140,4 +142,4 @@ def create_examples(outcome: Outcome, count: int = 8) -> dict[str, Tensor] | Non
     # A coefficient for each image: one alone would often show next to nothing
     num_classes = int(outcome.targets.max()) + 1
     mixup = Mixup(mixup_alpha=run_args.get('mixup') or 0.2, mode='elem', num_classes=num_classes)
-    return example_images(loader, mixup, config, count)
+    return example_images(loader, mixup, config, count=count)

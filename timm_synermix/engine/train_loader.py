@@ -50,7 +50,7 @@ def create_train_loader(
     return SamplePrefetchLoader(
         samples,
         loader.random_erasing,
-        clean_view=False,
+        layout=None,
         mean=data_config['mean'],
         std=data_config['std'],
         channels=data_config['input_size'][0],

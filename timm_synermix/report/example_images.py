@@ -8,19 +8,21 @@ import torch
 from torch import Tensor
 
 from timm_synermix.task.mixup import Mixer
+from timm_synermix.utils.layout import EACH_TWICE, Layout
 
 
 def example_images(
-    loader: Any, mixup_fn: Mixer | None, data_config: dict[str, Any], count: int = 8
+    loader: Any, mixup_fn: Mixer | None, data_config: dict[str, Any], layout: Layout = EACH_TWICE, count: int = 8
 ) -> dict[str, Tensor]:
     """Images of the first batch of a training loader: clean, augmented and mixed, as far as it has them.
 
     Mixing that an off-epoch has ended is shown all the same.
 
     Args:
-        loader: Yields input `[N, C, H, W]`, or with clean views `[N + A, C, H, W]`, and target `[N]`, normalised.
+        loader: Yields input, normalised, and target `[N]`.
         mixup_fn: Mixes images and class indices; None for nothing. What mixes hidden layers leaves the images alone.
         data_config: Its mean and std undo the normalisation.
+        layout: Of the input.
         count: Images of each kind.
 
     Returns:
@@ -28,9 +30,9 @@ def example_images(
     """
     input, target = next(iter(loader))
     examples = {}
-    if len(input) > len(target):
-        examples['clean'] = input[: len(target)]
-        input = input[len(target) :]
+    if num_clean := layout.num_clean(len(input), len(target)):
+        examples['clean'] = input[:num_clean]
+        input = input[num_clean:]
         target = target[: len(input)]
     examples['mixed' if target.ndim > 1 else 'augmented'] = input.clone()  # soft targets are mixed already
     if mixup_fn is not None and target.ndim == 1:

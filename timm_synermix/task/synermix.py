@@ -19,7 +19,16 @@ from timm_synermix.task.main_norm import split_norms
 from timm_synermix.task.mixup import Mixer
 from timm_synermix.task.module import SynerMixModule, take_trainable
 from timm_synermix.task.multi_label import LabelMix, draw_label_mix, label_mean_loss, unmixed_labels
-from timm_synermix.utils.checks import BETA, MIX, NUM_MIXED, check_bank, check_interval, check_unmixed
+from timm_synermix.utils.checks import (
+    BETA,
+    MIX,
+    NUM_MIXED,
+    POSITIVE_FRACTION,
+    check_bank,
+    check_interval,
+    check_unmixed,
+)
+from timm_synermix.utils.layout import Layout
 from timm_synermix.utils.random import seed_of
 
 
@@ -70,6 +79,8 @@ class SynerMixTask(ClassificationTask):
         interval: Expect clean views in every interval-th update alone, and weight their loss by interval, so that the
             mean gradient is unchanged: a departure from the paper that saves most of the cost. Clipping, and optimizers
             that normalise gradients, do see the larger weight.
+        fraction: Below 1, expect clean views of some images alone, see `SupplementBatchSampler`: L_intra is then the
+            mean over their classes.
         gather_rows: Mix the classes of the batches of all ranks together: the paper's mini-batch is then the global
             one. At least the largest number of images in a batch of a rank, to which features are padded; 0 for the
             classes of each rank by itself. Needs a process group.
@@ -104,6 +115,7 @@ class SynerMixTask(ClassificationTask):
         fused: bool = False,
         bank: bool = False,
         interval: int = 1,
+        fraction: float = 1.0,
         gather_rows: int = 0,
         classifier: str | Sequence[str] | None = None,
         seed: int = 42,
@@ -116,6 +128,7 @@ class SynerMixTask(ClassificationTask):
         BETA.check('beta', beta)
         NUM_MIXED.check('num_mixed', num_mixed)
         check_interval(interval, beta)
+        POSITIVE_FRACTION.check('fraction', fraction)
         check_bank(bank, bool(gather_rows))
         MIX.check('mix', mix)
         check_unmixed(mix, dict(bank=bank, gather_rows=gather_rows, num_mixed=num_mixed))
@@ -135,11 +148,9 @@ class SynerMixTask(ClassificationTask):
         self.inter_task: Any = inter_task
         trainable = None if inter_task is None else take_trainable(inter_task)
         self.trainable_module: Any = SynerMixModule(model, trainable, classifier, fused, gather_rows, mixup_fn)
-        self.mixup_fn = mixup_fn
-        self.beta = beta
-        self.mix, self.splits, self.num_mixed = mix, splits, num_mixed
-        self.fused = fused
-        self.interval = interval
+        self.mixup_fn, self.beta, self.interval = mixup_fn, beta, interval
+        self.mix, self.num_mixed, self.fused = mix, num_mixed, fused
+        self.layout = Layout(splits, some=fraction < 1)
         self.gather_rows = gather_rows
         self.bank: FeatureBank | None = None
         if bank:
@@ -208,8 +219,9 @@ class SynerMixTask(ClassificationTask):
 
         Args:
             input: `[N + A, C, H, W]`: N clean images, then an augmented view of the first A of them; A is N if every
-                image takes part in both losses. With S splits `[N + S A, C, H, W]`, the first split of all of them
-                first. Or `[N, C, H, W]`: augmented images alone, then there is no intra-class part.
+                image takes part in both losses. With a fraction `[K + N, C, H, W]`: clean views of the first K. With S
+                splits S augmented views each, the first split of all of them first. Or `[N, C, H, W]`: augmented images
+                alone, then there is no intra-class part.
             target: Class indices, int64 `[N]`; of several labels float `[N, num_classes]`.
 
         Returns:
@@ -248,24 +260,22 @@ class SynerMixTask(ClassificationTask):
 
     def _draw(self, input: Tensor, target: Tensor) -> _Draw:
         """The views of a batch, mixed between classes, and how to mix the features within them."""
-        n, splits = len(target), self.splits
-        num_augmented, rest = divmod(len(input) - n, splits)
-        if not 0 <= num_augmented <= n or rest:
-            most = f'up to {(1 + splits) * n} with clean views' + (f', {splits} more an image' if splits > 1 else '')
-            raise ValueError(f'input must have {n} rows, or {most}, got {len(input)}.')
+        num_clean = self.layout.num_clean(len(input), len(target))
+        clean, augmented = input[:num_clean], input[num_clean:]
         beta = self.beta
-        if not self.synermix_enabled or (len(input) == n and self.interval == 1):
+        if not self.synermix_enabled or (not num_clean and self.interval == 1):
             beta = 0.0  # L_inter alone; between the updates of an interval it keeps its weight
-        with_clean = beta > 0.0 and len(input) > n
-        clean, augmented = input[:n], input[n if len(input) > n else 0 :]
+        with_clean = beta > 0.0 and num_clean > 0
 
+        clean_target = target[:num_clean]
         row, weight, row_target, bank, labels = target, target, target, None, None
         if with_clean and self.multi_label:
-            labels = self._draw_label_mix(target)
+            labels = self._draw_label_mix(clean_target)
             row, weight, row_target = labels.row, labels.weight, labels.row_target
         elif with_clean:
-            row, weight, row_target, bank = self._draw_mix(target)
-        inter_target = torch.cat([target[:num_augmented]] * splits) if len(input) > n else target
+            row, weight, row_target, bank = self._draw_mix(clean_target)
+        splits = self.layout.splits
+        inter_target = torch.cat([target[: len(augmented) // splits]] * splits) if num_clean else target
         if self.mixup_fn is not None and beta < 1.0:
             augmented, inter_target = self.mixup_fn(augmented, inter_target)
         return _Draw(

@@ -43,6 +43,7 @@ FRACTION = Range(0, 1)
 BETA = FRACTION
 NUM_MIXED = Range(0)  # 0 for all
 INTERVAL = Range(1)
+POSITIVE_FRACTION = Range(0, 1, above=True)
 BATCH_SIZE = Range(2)  # with room for two images of a class
 
 MIX = OneOf(('features', 'none'))  # what L_intra is of: mixed features, or the images as they are
@@ -57,6 +58,16 @@ def check_interval(interval: int, beta: float | None, names: tuple[str, str] = (
     INTERVAL.check(names[0], interval)
     if interval > 1 and beta == 1:
         raise ValueError(f'{names[0]} must be 1 with {names[1]} 1, or updates between have no loss, got {interval}')
+
+
+def check_fraction(
+    fraction: float, clean_only: bool, several: bool, names: tuple[str, str, str] = ('fraction', 'clean_only', 'labels')
+) -> None:
+    """Raise ValueError unless fraction is positive; and 1 with clean partners alone, or with several labels."""
+    POSITIVE_FRACTION.check(names[0], fraction)
+    for name, value in ((names[1], clean_only), (names[2], several)):
+        if value and fraction < 1:
+            raise ValueError(f'{names[0]} must be 1 with {name}, got {fraction}')
 
 
 def check_fixed(fixed: bool, clean_only: bool, names: tuple[str, str] = ('fixed', 'clean_only')) -> None:
