@@ -140,7 +140,7 @@ class TwoViewDataset(ReadableImages):
         super().__init__(dataset, transform)
         self.transforms = (transform, *more)
 
-    def __getitem__(self, item: Any) -> tuple[tuple[Tensor, ...], int]:
+    def __getitem__(self, item: Any) -> tuple[tuple[Tensor | None, ...], int]:
         wanted = views_of(item)
         image, target = self.read(wanted.image)
         return self.transforms[wanted.size](image, wanted.clean, wanted.augmented), target

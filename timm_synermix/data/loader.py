@@ -137,15 +137,14 @@ def create_synermix_loader(
             data set, for fixed batches or with splits.
     """
     transform_kwargs, splits = _of_two_views(transform_kwargs), max(1, num_aug_splits)
-    one_size = splits > 1 or isinstance(dataset, IterableDataset)
-    sizes, schedule = take_schedule(transform_kwargs, batch_size, one_size)
+    sizes, schedule = take_schedule(transform_kwargs, batch_size, splits > 1 or isinstance(dataset, IterableDataset))
     views_of = dict(interval=interval, fraction=fraction, batches_per_update=batches_per_update) if clean_view else {}
     rules = _rules_of_batches(batch_size, singletons, supplement, batch) | views_of
     erasing: dict[str, Any] = dict(re_prob=re_prob, re_mode=re_mode, re_count=re_count, no_aug=no_aug)
     common: dict[str, Any] = dict(mean=mean, std=std, use_prefetcher=use_prefetcher)
     create_views = partial(_create_views, mode=image_mode(dataset), common=common, splits=splits)
     transforms = [create_views(size, **erasing, **transform_kwargs) for size in sizes or [input_size]]
-    views = _set_views(dataset, transforms, clean_view, scheduled=sizes is not None)
+    views = _set_views(dataset, transforms, clean_view, sizes is not None)
     loader_kwargs: dict[str, Any] = dict(
         num_workers=num_workers,
         collate_fn=partial(two_view_collate, splits=splits) if clean_view or splits > 1 else default_collate,
@@ -162,14 +161,13 @@ def create_synermix_loader(
     if not use_prefetcher:
         return loader
     output: dict[str, Any] = dict(mean=mean, std=std, device=device or torch.device('cuda'), img_dtype=img_dtype)
-    layout = Layout(splits, some=fraction < 1) if clean_view else None
-    return _prefetching(loader, input_size, layout, max(2, splits) if re_split else 0, **erasing, **output)
+    output['layout'] = Layout(splits, some=fraction < 1) if clean_view else None
+    return _prefetching(loader, input_size, max(2, splits) if re_split else 0, **erasing, **output)
 
 
 def _prefetching(
     loader: DataLoader,
     input_size: int | tuple[int, ...],
-    layout: Layout | None,
     re_splits: int,
     re_prob: float,
     re_mode: str,
@@ -182,7 +180,7 @@ def _prefetching(
     if re_prob > 0 and not no_aug:
         erase = RandomErasing(re_prob, mode=re_mode, max_count=re_count, num_splits=re_splits, device=kwargs['device'])
     channels = input_size[0] if isinstance(input_size, (tuple, list)) and len(input_size) == 3 else len(kwargs['mean'])
-    return SamplePrefetchLoader(loader, erase, layout, channels=channels, **kwargs)
+    return SamplePrefetchLoader(loader, erase, channels=channels, **kwargs)
 
 
 def _of_two_views(kwargs: dict[str, Any]) -> dict[str, Any]:
