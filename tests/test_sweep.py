@@ -1,12 +1,19 @@
-"""A sweep of timm's sweep.py, as its tests describe it: jobs with whole configs, one process each, that share locks."""
+"""A sweep of timm's sweep.py, as its tests describe it: jobs with whole configs, one process each, that share locks.
+
+And the runs that an agent of Weights & Biases starts.
+"""
 
 import csv
 import os
+from itertools import product
 
 import torch
 import yaml
+from conftest import ROOT
+from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
 import train
+from timm_synermix.cli.train_args import create_parsers, parse_args
 
 
 def start(monkeypatch, root, name, **changes):
@@ -60,3 +67,27 @@ def test_two_segments_of_a_trunk_and_two_branches(monkeypatch, tmp_path, image_f
         saved = torch.load(tmp_path / name / 'last.pth.tar', weights_only=False)
         assert not [key for key in vars(saved['args']) if 'sweep' in key]
         assert 'sweep' not in (tmp_path / name / 'args.yaml').read_text()
+
+
+def wandb_command(values):
+    """The command of hparams/wandb_sweep.yml as an agent of Weights & Biases makes it, by wandb's own functions."""
+    sweep = yaml.safe_load((ROOT / 'hparams' / 'wandb_sweep.yml').read_text())
+    chosen = {name: {'value': values.get(name, given.get('value'))} for name, given in sweep['parameters'].items()}
+    words = create_sweep_command_args({'args': chosen})
+    words |= {'interpreter': ['python'], 'program': [sweep['program']]}
+    return [word for part in create_sweep_command(sweep['command']) for word in words.get(part[2:-1], [part])]
+
+
+def test_a_wandb_sweep_over_beta_and_p(monkeypatch):
+    sweep = yaml.safe_load((ROOT / 'hparams' / 'wandb_sweep.yml').read_text())
+    swept = {name: given['values'] for name, given in sweep['parameters'].items() if 'values' in given}
+    assert swept.keys() == {'synermix-beta', 'synermix-num-mixed'}
+    monkeypatch.chdir(ROOT)
+    for choice in product(*swept.values()):
+        interpreter, program, *flags = wandb_command(dict(zip(swept, choice, strict=True)))
+        assert (interpreter, program) == ('python', 'train.py')
+        args, _ = parse_args(*create_parsers(), flags)
+        assert (args.synermix_beta, args.synermix_num_mixed) == choice
+        assert args.synermix
+        assert args.log_wandb
+        assert args.dataset == 'sklearn/digits'

@@ -1,5 +1,6 @@
 """What a run sends to its trackers, read back from the files that the real packages write."""
 
+import importlib.util
 import json
 import os
 import re
@@ -14,14 +15,16 @@ import torch
 import wandb
 from conftest import ROOT
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from timm.data import create_dataset, create_loader
 from wandb.proto.wandb_internal_pb2 import Record
 
 import train
 from timm_synermix import FeatureHook
 from timm_synermix.engine.progress import LossMeter
-from timm_synermix.engine.trackers import tracker_names
-from timm_synermix.metrics.collection import METRIC_NAMES, cohesion_metrics
+from timm_synermix.engine.tracker_start import _wandb_arguments, recipe_name, tracker_names
+from timm_synermix.engine.trackers import RunTrackers
+from timm_synermix.metrics.collection import METRIC_NAMES, CohesionMeter, cohesion_metrics
 
 pytestmark = pytest.mark.filterwarnings('ignore::DeprecationWarning')  # 2026-11: of the trackers' own packages
 
@@ -58,9 +61,19 @@ def wandb_records(run):
         elif kind == 'run':
             config = {item.key: json.loads(item.value_json) for item in record.run.config.update}
             info = dict(id=record.run.run_id, project=record.run.project, tags=list(record.run.tags), config=config)
+            info.update(name=record.run.display_name, group=record.run.run_group, job_type=record.run.job_type, best={})
         elif kind == 'config':
             info['config'].update({item.key: json.loads(item.value_json) for item in record.config.update})
+        elif kind == 'metric' and record.metric.name:
+            summary = record.metric.summary
+            info['best'][record.metric.name] = [way for way in ('max', 'min', 'last') if getattr(summary, way)]
     return history, info
+
+
+def tracked(column):
+    """What a column of summary.csv is called in a tracker."""
+    name = column.removeprefix('eval_')
+    return f'cohesion/{name}' if name in METRIC_NAMES else column
 
 
 @pytest.fixture(scope='module')
@@ -99,7 +112,7 @@ def test_wandb_offline(wandb_run):
 
     epochs = [row for row in history if 'eval_top1' in row]
     for row, expected in zip(epochs, run.summary(), strict=True):
-        assert {name: row[name] for name in expected} == pytest.approx(expected, nan_ok=True)
+        assert {name: row[tracked(name)] for name in expected} == pytest.approx(expected, nan_ok=True)
         assert row['update'] == 3 * (row['epoch'] + 1)
     means = [np.mean([row['update/lr'] for row in updates[i : i + 3]]) for i in (0, 3)]
     assert means == pytest.approx([epochs[0]['lr'], epochs[1]['lr']], rel=1)
@@ -110,6 +123,85 @@ def test_wandb_offline(wandb_run):
     assert table['columns'][:2] == ['class', 'images']
     assert [row[:2] for row in table['data']] == [['a', 3], ['b', 3], ['c', 3], ['lone', 1]]
     assert len(list((run.folder / 'wandb').glob('offline-run-*/files/media/images/feature_map_*.png'))) == 2
+
+
+def test_wandb_has_all_flags_the_best_values_and_groups(wandb_run):
+    _, info = wandb_records(wandb_run.run)
+    config = info['config']
+    assert config.keys() >= vars(wandb_run.run.checkpoint()['args']).keys() - {'wandb_run_id'}
+    assert (config['wandb_tags'], config['model_kwargs'], config['mixup_off_epoch']) == (['a'], {}, 0)
+    assert config['mean'] is None
+    assert (info['name'], info['group'], info['job_type']) == ('run', 'test_efficientnet', 'train')
+    best = info['best']
+    assert best['eval_top1'] == best['cohesion/silhouette'] == ['max', 'last']
+    assert best['eval_loss'] == best['train_loss'] == best['train_intra_loss'] == ['min', 'last']
+    assert best['cohesion/cdnv'] == best['cohesion/davies_bouldin'] == ['min', 'last']
+    assert not {'epoch', 'lr'} & best.keys()
+
+
+@pytest.mark.parametrize(
+    ('config', 'name'),
+    [
+        ('hparams/cifar100/mixup.yaml', 'cifar100/mixup'),
+        ('/site-packages/timm_synermix/hparams/food101/none.yaml', 'food101/none'),
+        ('cifar100/mixup', 'cifar100/mixup'),
+        ('/home/me/mine.yaml', 'mine'),
+        ('', 'resnet50'),
+    ],
+)
+def test_runs_are_grouped_by_recipe(config, name):
+    assert recipe_name(Namespace(config=config, model='resnet50')) == name
+
+
+def test_wandb_disabled_is_obeyed(run_train, monkeypatch, caplog, tmp_path):
+    """As the command `wandb disabled` leaves it: in wandb's own settings."""
+    caplog.set_level('INFO')
+    monkeypatch.delenv('WANDB_MODE')
+    monkeypatch.setenv('WANDB_CONFIG_DIR', str(tmp_path))
+    (tmp_path / 'settings').write_text('[default]\nmode = disabled\n')
+    monkeypatch.setattr(wandb, 'login', lambda **kwargs: pytest.fail('asked for an account'))
+    wandb.teardown()  # the settings are read once
+    try:
+        run = run_train('--synermix', '--log-wandb')
+    finally:
+        wandb.teardown()
+    assert not (run.folder / 'wandb').exists()
+    assert run.checkpoint()['args'].wandb_run_id is None
+    assert 'wandb sync' not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ('environment', 'expected'),
+    [
+        ({}, (True, 'off', 'test_efficientnet', 'train')),
+        ({'WANDB__DISABLE_META': 'false', 'WANDB_CONSOLE': 'wrap'}, (False, 'wrap', 'test_efficientnet', 'train')),
+        ({'WANDB_RUN_GROUP': 'mine', 'WANDB_JOB_TYPE': 'night'}, (True, 'off', 'mine', 'night')),
+    ],
+)
+def test_what_the_environment_says_to_wandb(monkeypatch, environment, expected):
+    for name in ('WANDB__DISABLE_META', 'WANDB_CONSOLE', 'WANDB_RUN_GROUP', 'WANDB_JOB_TYPE'):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    args = Namespace(experiment='run', wandb_tags=[], wandb_resume_id='', config='', model='test_efficientnet')
+    kwargs = _wandb_arguments(args, 'folder', None)
+    settings = kwargs['settings']
+    assert (settings.x_disable_meta, settings.console, kwargs['group'], kwargs['job_type']) == expected
+
+
+def test_a_recipe_of_many_classes_has_one_table():
+    """W&B keeps every table: of more than a thousand classes it gets the last epoch's."""
+    tables, sent = [], Namespace(name='wandb', run=Namespace(define_metric=lambda *args, **kwargs: None))
+    sent.log, sent.log_images = (lambda values: None), (lambda values: None)
+    sent.log_table = lambda name, columns, data: tables.append(len(data))
+    trackers = RunTrackers(Namespace(log_with=[]), None, '', None)
+    trackers.trackers = [sent]
+    for num_classes in (1000, 1001):
+        meter = CohesionMeter(num_classes, num_drawn=3)
+        meter.update(torch.randn(2 * num_classes, 4), torch.arange(num_classes).repeat(2))
+        for last in (False, True):
+            trackers.send_epoch(1, {'epoch': 0.0}, meter.compute(), None, last)
+    assert tables == [1000, 1000, 1001]
 
 
 def test_a_resumed_run_goes_on_in_the_same_wandb_run(run_train, wandb_run):
@@ -125,11 +217,16 @@ def test_a_resumed_run_goes_on_in_the_same_wandb_run(run_train, wandb_run):
 
 def test_tensorboard(run_train):
     run = run_train('--synermix', '--log-with', 'tensorboard', '--epochs', '2', '--log-interval', '1')
-    events = EventAccumulator(str(run.folder / 'timm-synermix'), size_guidance=dict(scalars=0, images=0)).Reload()
+    events = EventAccumulator(str(run.folder), size_guidance=dict(scalars=0, images=0)).Reload()
+    assert not [path for path in run.folder.iterdir() if path.is_dir()]  # one run, which the folder names
+    data = events.summary_metadata['_hparams_/session_start_info'].plugin_data.content
+    flags = HParamsPluginData.FromString(data).session_start_info.hparams
+    assert (flags['synermix'].number_value, flags['epochs'].number_value) == (1, 2)
+    assert (flags['log_with'].string_value, flags['mean'].string_value) == ("['tensorboard']", 'None')
     losses = events.Scalars('update/loss')
     assert [event.step for event in losses] == [1, 2, 3, 4, 5, 6]
     assert len(events.Scalars('update/images_per_second')) == 6
-    for name, column in [('eval_top1', 'eval_top1'), ('eval_cosine_cohesion', 'eval_cosine_cohesion')]:
+    for name, column in [('eval_top1', 'eval_top1'), ('cohesion/cosine_cohesion', 'eval_cosine_cohesion')]:
         assert [event.step for event in events.Scalars(name)] == [3, 6]
         expected = [row[column] for row in run.summary()]
         assert [event.value for event in events.Scalars(name)] == pytest.approx(expected)
@@ -139,6 +236,23 @@ def test_tensorboard(run_train):
     (first, _) = events.Images('feature_map')
     assert first.width > 100
     assert not (run.folder / 'wandb').exists()
+
+
+def test_trackio(run_train, monkeypatch):
+    if importlib.util.find_spec('trackio') is None:  # importing it here would choose its folder
+        pytest.skip('trackio, which wants an older Pillow than this package is tested with, is not installed')
+    monkeypatch.setenv('TRACKIO_DIR', '')  # and so taken away at the end
+    monkeypatch.delenv('TRACKIO_DIR')
+    run = run_train('--synermix', '--log-with', 'trackio', '--epochs', '2')
+    assert (run.folder / 'trackio' / 'timm-synermix.db').exists()
+    from trackio.sqlite_storage import SQLiteStorage
+
+    assert SQLiteStorage.get_runs('timm-synermix') == ['run']
+    assert SQLiteStorage.get_run_config('timm-synermix', 'run')['log_with'] == ['trackio']
+    epochs = [row for row in SQLiteStorage.get_logs('timm-synermix', 'run') if 'eval_top1' in row]
+    assert [row['step'] for row in epochs] == [3, 6]
+    for row, expected in zip(epochs, run.summary(), strict=True):
+        assert row['cohesion/cosine_cohesion'] == pytest.approx(expected['eval_cosine_cohesion'])
 
 
 @pytest.fixture
@@ -157,7 +271,7 @@ def batch_sizes(monkeypatch):
 def test_the_losses_of_updates_are_those_of_the_log(run_train, batch_sizes):
     """Their mean over an epoch, weighted by the images, is the mean in summary.csv."""
     run = run_train('--synermix', '--log-with', 'tensorboard', '--synermix-batch', 'fixed', '--grad-accum-steps', '1')
-    events = EventAccumulator(str(run.folder / 'timm-synermix')).Reload()
+    events = EventAccumulator(str(run.folder)).Reload()
     for name in ('loss', 'intra_loss', 'inter_loss'):
         values = [event.value for event in events.Scalars(f'update/{name}')]
         assert np.average(values, weights=batch_sizes) == pytest.approx(run.summary()[0][f'train_{name}'], rel=1e-6)
@@ -167,7 +281,7 @@ def test_an_update_of_several_batches_has_their_mean(run_train, batch_sizes):
     """An epoch of three batches in windows of two and one."""
     flags = ['--synermix', '--synermix-batch', 'fixed', '--log-with', 'tensorboard', '--grad-accum-steps', '2']
     run = run_train(*flags, '--lr', '0', '--warmup-epochs', '0')
-    events = EventAccumulator(str(run.folder / 'timm-synermix')).Reload()
+    events = EventAccumulator(str(run.folder)).Reload()
     first, second = (event.value for event in events.Scalars('update/loss'))
     weights = [sum(batch_sizes[:2]), batch_sizes[2]]
     assert np.average([first, second], weights=weights) == pytest.approx(run.summary()[0]['train_loss'], rel=1e-6)
@@ -195,7 +309,8 @@ def test_nothing_is_logged_unasked(run_train, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ('name', 'message'), [('tensorbord', 'must be of .*tensorboard.*, got tensorbord'), ('mlflow', 'not installed')]
+    ('name', 'message'),
+    [('tensorbord', 'must be of .*tensorboard.*, got tensorbord'), ('mlflow', 'not installed; pip install mlflow')],
 )
 def test_unknown_trackers_are_refused(run_train, capsys, name, message, tmp_path):
     with pytest.raises(SystemExit) as error:

@@ -255,17 +255,18 @@ def keep_epoch(
             evaluated = ReportedEpoch(epoch, result['validation'], evaluation.cohesion)
             evaluation.reported = best_or_last(evaluation.reported, evaluated, saver.best_epoch)
         updates_done = done * run.place.updates_per_epoch
-        run.keeper.trackers.send_epoch(updates_done, row, evaluation.cohesion, run.loaders.class_names)
+        last = done == run.place.stop_epoch
+        run.keeper.trackers.send_epoch(updates_done, row, evaluation.cohesion, run.loaders.class_names, last)
     return metric
 
 
 def finish(run: Run) -> None:
     """Name the best epoch, write the report that the flags want, and close the trackers."""
     evaluation, saver = run.evaluation, run.keeper.saver
+    if evaluation.results and saver is not None and saver.best_metric is not None:  # the main process has one
+        _logger.info(f'*** Best {evaluation.metric}: {saver.best_metric:.4f} (epoch {saver.best_epoch})')
+        if run.args.report and evaluation.reported is not None:
+            write_run_report(run, evaluation.reported)
+    run.accelerator.end_training()  # some trackers print a last word then
     if run.args.rank == 0:
-        if evaluation.results and saver is not None and saver.best_metric is not None:
-            _logger.info(f'*** Best {evaluation.metric}: {saver.best_metric:.4f} (epoch {saver.best_epoch})')
-            if run.args.report and evaluation.reported is not None:
-                write_run_report(run, evaluation.reported)
         print_results(evaluation.results, evaluation.metric, decreasing=evaluation.metric == 'loss')
-    run.accelerator.end_training()

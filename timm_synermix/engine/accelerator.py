@@ -14,7 +14,7 @@ from timm.utils import NativeScaler
 
 from timm_synermix.cli.checks import naming
 from timm_synermix.engine.checkpoint import output_root
-from timm_synermix.engine.trackers import tracker_names
+from timm_synermix.engine.tracker_start import tracker_names
 
 # What a launcher tells each process about how many there are: torchrun, Slurm's srun, MPI, PMI.
 _WORLD_SIZES = ('WORLD_SIZE', 'SLURM_STEP_NUM_TASKS', 'OMPI_COMM_WORLD_SIZE', 'PMI_SIZE', 'MV2_COMM_WORLD_SIZE')

@@ -3,39 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import logging
-import os
-import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from torch import Tensor
 
 from timm_synermix.engine.checkpoint import ResumePoint
+from timm_synermix.engine.tracker_start import start_tracker
 
 if TYPE_CHECKING:
     from timm_synermix.metrics import Cohesion
 
-_logger = logging.getLogger(__name__)
-
-
-def tracker_names(args: argparse.Namespace) -> list[str]:
-    """The trackers that --log-wandb and --log-with ask for.
-
-    Raises:
-        ValueError: Accelerate does not know one, or it is not installed.
-    """
-    names = list(dict.fromkeys([*(['wandb'] if args.log_wandb else []), *(args.log_with or [])]))
-    known, available = list(map(str, LOGGER_TYPE_TO_CLASS)), list(map(str, get_available_trackers()))
-    for name in names:
-        if name not in known:
-            raise ValueError(f'--log-with must be of {", ".join(known)}, got {name}')
-        if name not in available:
-            raise ValueError(f'--log-with {name}: its package is not installed')
-    return names
+_MANY_CLASSES = 1_000  # above it, W&B gets the table of classes of the last epoch alone
 
 
 class RunTrackers:
@@ -62,24 +43,15 @@ class RunTrackers:
         self.trackers: list[Any] = []
         if not accelerator.log_with:
             return
-        accelerator.project_configuration.logging_dir = folder
-        init_kwargs: dict[str, Any] = {}
         names = list(map(str, accelerator.log_with))
-        if 'wandb' in names:
-            init_kwargs['wandb'] = _wandb_arguments(args, folder, resume_from)
-        config = {name: value for name, value in vars(args).items() if isinstance(value, (str, int, float))}
         try:
-            accelerator.init_trackers(args.wandb_project or 'timm-synermix', config=config, init_kwargs=init_kwargs)
+            self.trackers = [start_tracker(name, args, folder, resume_from) for name in names]
         except Exception as error:  # each tracker has errors of its own
             raise ValueError(f'--log-with: the trackers {", ".join(names)} cannot be started: {error}') from error
-        self.trackers = accelerator.trackers
+        accelerator.trackers = self.trackers  # which ends them with the training
         for tracker in self.trackers:
-            if tracker.name == 'wandb':
+            if tracker.name == 'wandb' and not tracker.run.disabled:
                 self.wandb_run_id = tracker.run.id
-                tracker.run.define_metric('*', step_metric='update')
-                if init_kwargs['wandb'].get('mode') == 'offline' or os.environ.get('WANDB_MODE') == 'offline':
-                    path = os.path.dirname(tracker.run.dir)
-                    _logger.info(f'Weights & Biases logs offline. To upload: wandb sync {path}')
 
     def add_batch(self, result: Mapping[str, Tensor], count: int) -> None:
         """Note the losses of a batch of count images, on this process."""
@@ -110,11 +82,36 @@ class RunTrackers:
         self._waiting = []
 
     def send_epoch(
-        self, update: int, row: Mapping[str, float], cohesion: Cohesion | None, class_names: Sequence[str] | None
+        self,
+        update: int,
+        row: Mapping[str, float],
+        cohesion: Cohesion | None,
+        class_names: Sequence[str] | None,
+        last: bool = False,
     ) -> None:
-        """Send the row of an epoch, and where there is one its table of classes and the picture of its features."""
-        self._log(dict(row), update)
-        if cohesion is None or not self.trackers:
+        """Send the row of an epoch, and where there is one its table of classes and the picture of its features.
+
+        The metrics of cohesion are a group of their own, `cohesion/NAME`; the others have the names of summary.csv.
+
+        Args:
+            update: Number of updates so far.
+            row: The row of summary.csv.
+            cohesion: Of the epoch's evaluation.
+            class_names: Names of the classes; default is their numbers.
+            last: It is the last epoch of the run.
+        """
+        if not self.trackers:
+            return
+        measured = () if cohesion is None else cohesion.metrics
+        row = {
+            f'cohesion/{name.removeprefix("eval_")}' if name.removeprefix('eval_') in measured else name: value
+            for name, value in row.items()
+        }
+        for tracker in self.trackers:
+            if tracker.name == 'wandb':
+                define_best(tracker.run, row)
+        self._log(row, update)
+        if cohesion is None:
             return
         from timm_synermix.report.feature_map import feature_map  # slow to import
         from timm_synermix.report.plots import to_array
@@ -123,7 +120,8 @@ class RunTrackers:
         picture = to_array(feature_map(features, class_names))
         for tracker in self.trackers:
             if tracker.name == 'wandb':
-                tracker.log_table('classes', *class_rows_of_table(cohesion.table, class_names))
+                if last or len(cohesion.table['count']) <= _MANY_CLASSES:
+                    tracker.log_table('classes', *class_rows_of_table(cohesion.table, class_names))
                 tracker.log_images({'feature_map': [picture]})
             elif tracker.name == 'tensorboard':
                 tracker.log_images({'feature_map': picture[None]}, step=update, dataformats='NHWC')
@@ -135,6 +133,24 @@ class RunTrackers:
                 tracker.log({**values, 'update': update})
             else:
                 tracker.log(values, step=update)
+
+
+def define_best(run: Any, row: Mapping[str, float]) -> None:
+    """Have the summary of a Weights & Biases run hold the best value of each metric of an epoch beside the last."""
+    for name in row:
+        if better := better_value(name):
+            run.define_metric(name, step_metric='update', summary=f'{better},last')
+
+
+def better_value(name: str) -> str | None:
+    """Whether the 'max' or the 'min' of a metric is its best value; None for what is neither."""
+    from timm_synermix.metrics.collection import HIGHER_IS_BETTER  # slow to import
+
+    if name.startswith('cohesion/'):
+        return 'max' if HIGHER_IS_BETTER[name.removeprefix('cohesion/')] else 'min'
+    if name.endswith('loss'):
+        return 'min'
+    return 'max' if name.startswith('eval_') else None
 
 
 def class_rows_of_table(
@@ -162,22 +178,3 @@ def markdown(columns: list[str], rows: list[list[Any]]) -> str:
         [f'{cell:.4g}' if isinstance(cell, float) else str(cell).replace('|', '\\|') for cell in row] for row in rows
     ]
     return '\n'.join('| ' + ' | '.join(row) + ' |' for row in [columns, ['---'] * len(columns), *cells])
-
-
-def _wandb_arguments(args: argparse.Namespace, folder: str, resume_from: ResumePoint | None) -> dict[str, Any]:
-    """The arguments of wandb.init; without an account the run is logged offline."""
-    import wandb
-
-    # What wandb finds out by itself has paths of this machine: of the script, of Python, in warnings on the console.
-    private: dict[str, Any] = dict(x_disable_meta=True, console=os.environ.get('WANDB_CONSOLE', 'off'))
-    settings = wandb.Settings(**private)
-    kwargs: dict[str, Any] = dict(name=args.experiment, dir=folder, tags=args.wandb_tags, settings=settings)
-    if args.wandb_resume_id:
-        kwargs.update(id=args.wandb_resume_id, resume='must')
-    elif resume_from is not None:
-        run_id = getattr(resume_from.content.get('args'), 'wandb_run_id', None)
-        if isinstance(run_id, str) and re.fullmatch(r'[\w-]+', run_id):
-            kwargs.update(id=run_id, resume='allow')
-    if 'WANDB_MODE' not in os.environ and not wandb.login(prompt=False):
-        kwargs['mode'] = 'offline'
-    return kwargs

@@ -41,6 +41,7 @@ _METRICS: dict[str, Callable[..., Metric]] = {
 
 
 METRIC_NAMES = tuple(_METRICS)
+HIGHER_IS_BETTER: dict[str, bool] = {name: vars(metric)['higher_is_better'] for name, metric in _METRICS.items()}
 
 
 def cohesion_metrics(num_classes: int, feature_dim: int, seed: int = 0) -> MetricCollection:
