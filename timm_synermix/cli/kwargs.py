@@ -52,6 +52,11 @@ def mixup_active(args: argparse.Namespace) -> bool:
     return args.mixup > 0 or args.cutmix > 0 or args.cutmix_minmax is not None
 
 
+def mixed_in_collate(args: argparse.Namespace) -> bool:
+    """Whether images are mixed by timm's collate function, in the workers."""
+    return mixup_active(args) and not (args.synermix or args.regmixup or args.no_prefetcher or args.on_device)
+
+
 def mixup_kwargs(args: argparse.Namespace, num_classes: int) -> dict[str, Any]:
     """The arguments of timm's Mixup that the flags set."""
     return dict(

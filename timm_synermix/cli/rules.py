@@ -304,6 +304,7 @@ _OURS = {
     'crop_padding': Rule(Range(0, 1024)),
     'cutout': Rule(_FROM_0),
     'in_memory': Rule(resume='free'),
+    'on_device': Rule(),
     'strict_data': Rule(resume='free'),
     'max_bad_steps': Rule(_FROM_0, resume='free'),
     'cohesion': Rule(resume='free'),

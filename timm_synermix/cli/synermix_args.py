@@ -145,6 +145,12 @@ def add_small_image_args(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument('--cutout', type=int, default=0, metavar='L', help='blacken a square of L pixels; 0 for none')
     group.add_argument('--in-memory', action='store_true', help='decode all images once, and keep them in memory')
+    group.add_argument(
+        '--on-device',
+        action='store_true',
+        help='decode all images once, resize and crop them as for the evaluation, and keep them on the device, to be '
+        'augmented there in batches, without workers: by --crop-padding, --hflip and --cutout alone, or --no-aug',
+    )
 
 
 def add_reliability_args(parser: argparse.ArgumentParser) -> None:

@@ -176,8 +176,25 @@ def _check_small_image_args(args: argparse.Namespace) -> None:
         for other, value in others.items():
             if getattr(args, name) and value:
                 raise ValueError(f'{flag(name)} and {other} cannot be used together')
-    if args.in_memory and args.dataset.lower().startswith(('wds/', 'tfds/', 'hfids/')):
-        raise ValueError(f'--in-memory needs a data set that is no stream, got --dataset {args.dataset}')
+    for name in ('in_memory', 'on_device'):
+        if getattr(args, name) and args.dataset.lower().startswith(('wds/', 'tfds/', 'hfids/')):
+            raise ValueError(f'{flag(name)} needs a data set that is no stream, got --dataset {args.dataset}')
+    if args.on_device:
+        _check_on_device_args(args)
+
+
+def _check_on_device_args(args: argparse.Namespace) -> None:
+    names = ['no_prefetcher', 'aug_splits', 'train_img_sizes']
+    if not args.no_aug:  # which overrides these
+        names += ['vflip', 'color_jitter', 'color_jitter_prob', 'grayscale_prob', 'gaussian_blur_prob', 'aa', 'reprob']
+    others = [f'{flag(name)} {value}' for name in names if (value := getattr(args, name))]
+    if others:
+        raise ValueError(
+            f'--on-device augments by --crop-padding, --hflip and --cutout alone: set to 0, or leave out, '
+            f'{", ".join(others)}'
+        )
+    if not (args.crop_padding or args.no_aug):
+        raise ValueError('--on-device has no random resized crop, and needs --crop-padding or --no-aug')
 
 
 def _exclude(flag: str, others: dict[str, Any]) -> None:

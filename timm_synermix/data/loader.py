@@ -215,11 +215,7 @@ def _create_views(
     **kwargs: Any,
 ) -> TwoViewTransform:
     """timm's evaluation and its training transform, in so many splits, of images of Pillow's mode."""
-    clean = create_transform(
-        input_size, interpolation=clean_interpolation, crop_pct=crop_pct, crop_mode=crop_mode, **common
-    )
-    if TensorEvalTransform.suits(clean):
-        clean = TensorEvalTransform(clean)
+    clean = create_clean_transform(input_size, clean_interpolation, crop_pct, crop_mode, **common)
     augmented: Any = create_transform(input_size, is_training=True, separate=splits > 1, **common, **kwargs)
     if splits == 1:
         augmented = add_small_image_augmentation(augmented, crop_padding, cutout)
@@ -228,6 +224,18 @@ def _create_views(
     else:
         augmented = SplitTransform(augmented, splits)
     return TwoViewTransform(clean, mend_augmentation(augmented, mode))
+
+
+def create_clean_transform(
+    input_size: int | tuple[int, ...],
+    interpolation: str = 'bilinear',
+    crop_pct: float | None = None,
+    crop_mode: str | None = None,
+    **kwargs: Any,
+) -> Any:
+    """timm's evaluation transform, by tensors where that is possible; kwargs are `timm.data.create_transform`'s."""
+    clean = create_transform(input_size, interpolation=interpolation, crop_pct=crop_pct, crop_mode=crop_mode, **kwargs)
+    return TensorEvalTransform(clean) if TensorEvalTransform.suits(clean) else clean
 
 
 def _known_targets(dataset: Any, interval: int, fraction: float, singletons: str) -> np.ndarray | LabelSets | None:

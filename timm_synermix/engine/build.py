@@ -27,7 +27,7 @@ from timm_synermix.engine.resume import resume_schedule, resume_task
 from timm_synermix.engine.run import Loaders, Place, Run, Trained
 from timm_synermix.engine.task import create_mixup_fn, create_task
 from timm_synermix.engine.trackers import RunTrackers
-from timm_synermix.engine.train_loader import create_train_loader
+from timm_synermix.engine.train_loader import create_train_loader, hold_training_images
 from timm_synermix.features import FeatureHook
 from timm_synermix.utils.distributed import HostGroup
 
@@ -44,6 +44,7 @@ def resolved(args: argparse.Namespace, accelerator: Accelerator) -> argparse.Nam
         world_size=accelerator.num_processes,
         rank=accelerator.process_index,
         local_rank=accelerator.local_process_index,
+        workers=0 if args.on_device else args.workers,
         dist_bn='' if distributed and args.sync_bn else args.dist_bn,  # whose statistics are even already
     )
     return replaced(args, lr=resolve_lr(args))
@@ -69,7 +70,8 @@ def create_loaders(args: argparse.Namespace, data_config: dict[str, Any], group:
     dataset_train, dataset_eval = create_datasets(args, data_config['input_size'][0], args.num_classes)
     if group.size > 1:  # the facts take a look at every label and file name
         group.check_same(run_facts(args, dataset_train, dataset_eval))
-    create_loader = partial(create_train_loader, args, dataset_train, data_config, args.num_classes)
+    held = hold_training_images(args, dataset_train, data_config) if args.on_device else None
+    create_loader = partial(create_train_loader, args, dataset_train, data_config, args.num_classes, held)
     return Loaders(
         create_loader(clean_view=args.synermix_beta != 0),
         None if dataset_eval is None else create_eval_loader(args, dataset_eval, data_config),

@@ -19,6 +19,7 @@ from timm_synermix.data.classes import check_classes, class_to_idx, dataset_targ
 from timm_synermix.data.dataset import ReadableImages
 from timm_synermix.data.dataset_checks import check_splits
 from timm_synermix.data.dataset_factory import create_dataset, describe
+from timm_synermix.data.on_device import OnDeviceLoader, hold
 from timm_synermix.data.overview import log_overview
 from timm_synermix.data.sample_dataset import SampleDataset
 from timm_synermix.data.sample_loader import shield
@@ -43,7 +44,7 @@ def create_datasets(args: argparse.Namespace, in_chans: int, num_classes: int) -
         target_format=args.target_format,
         trust_remote_code=args.dataset_trust_remote_code,
         seed=args.seed,
-        in_memory=args.in_memory,
+        in_memory=args.in_memory and not args.on_device,  # which decodes each once, too
     )
     if args.val_split:
         check_splits(args.dataset, root, args.train_split, args.val_split)
@@ -138,6 +139,8 @@ def create_eval_loader(args: argparse.Namespace, dataset: Any, data_config: dict
         use_prefetcher=not args.no_prefetcher,
     )
     shield(loader if args.no_prefetcher else loader.loader)
+    if args.on_device:
+        return OnDeviceLoader(loader, hold(loader.dataset, loader.device))
     return loader
 
 

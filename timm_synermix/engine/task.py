@@ -18,7 +18,7 @@ from timm.task import (
 )
 from torch import nn
 
-from timm_synermix.cli.kwargs import mixup_active, mixup_kwargs, synermix_task_kwargs
+from timm_synermix.cli.kwargs import mixed_in_collate, mixup_active, mixup_kwargs, synermix_task_kwargs
 from timm_synermix.cli.loss import criterion_kwargs
 from timm_synermix.task.manifold_mixup import ManifoldMixup
 from timm_synermix.task.mixup import Mixer, RegMixup, create_mixup
@@ -59,7 +59,7 @@ def create_mixup_fn(
         return RegMixup(create_mixup(**kwargs))
     if args.synermix:
         return create_mixup(**kwargs)
-    return Mixup(**kwargs) if args.no_prefetcher else None
+    return None if mixed_in_collate(args) else Mixup(**kwargs)
 
 
 def create_task(args: argparse.Namespace, model: nn.Module, mixup_fn: Mixer | None) -> TrainingTask:

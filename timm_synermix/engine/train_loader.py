@@ -9,26 +9,60 @@ import torch
 from timm.data import AugMixDataset, FastCollateMixup, create_loader
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, RandomSampler
 
-from timm_synermix.cli.kwargs import mixup_active, mixup_kwargs, synermix_loader_kwargs
+from timm_synermix.cli.kwargs import mixed_in_collate, mixup_kwargs, synermix_loader_kwargs
 from timm_synermix.data.augment_ops import mend_augmentation
 from timm_synermix.data.classes import dataset_targets
 from timm_synermix.data.dataset import ReadableImages, image_mode
-from timm_synermix.data.loader import create_synermix_loader
+from timm_synermix.data.loader import create_clean_transform, create_synermix_loader
+from timm_synermix.data.on_device import Augmentation, HeldImages, OnDeviceLoader, hold
 from timm_synermix.data.order import EpochOrder
+from timm_synermix.data.sample_dataset import SampleDataset, warn_of_skipped
 from timm_synermix.data.sample_loader import SampleLoader, SamplePrefetchLoader, shield
 from timm_synermix.data.transforms import add_small_image_augmentation
 
 
 def create_train_loader(
-    args: argparse.Namespace, dataset: Any, data_config: dict[str, Any], num_classes: int, clean_view: bool = True
+    args: argparse.Namespace,
+    dataset: Any,
+    data_config: dict[str, Any],
+    num_classes: int,
+    held: HeldImages | None = None,
+    clean_view: bool = True,
 ) -> Any:
     """The training loader: SynerMix's, with or without the clean views, or timm's own without --synermix.
+
+    With held images it takes no others.
 
     Raises:
         ValueError: There is not one batch of images.
     """
     if args.synermix:
-        return _two_view_loader(args, dataset, data_config, clean_view)
+        loader = _two_view_loader(args, dataset, data_config, clean_view)
+    else:
+        loader = _one_view_loader(args, dataset, data_config, num_classes)
+    if held is None:
+        return loader
+    augmentation = Augmentation() if args.no_aug else Augmentation(args.crop_padding, args.hflip, args.cutout)
+    return OnDeviceLoader(loader, held, augmentation, clean_view=args.synermix and clean_view, seed=args.seed)
+
+
+def hold_training_images(args: argparse.Namespace, dataset: Any, data_config: dict[str, Any]) -> HeldImages:
+    """The clean views of the training images, on the device.
+
+    Raises:
+        ValueError: They do not fit, or too many cannot be made.
+    """
+    names = ('input_size', 'interpolation', 'crop_pct', 'crop_mode', 'mean', 'std')
+    clean = create_clean_transform(**{name: data_config[name] for name in names}, use_prefetcher=True)
+    targets = dataset_targets(dataset)
+    samples = SampleDataset(ReadableImages(dataset, clean), args.seed, targets, args.strict_data)
+    held = hold(samples, torch.device(args.device))
+    if args.rank == 0:
+        warn_of_skipped('Train', samples)
+    return held
+
+
+def _one_view_loader(args: argparse.Namespace, dataset: Any, data_config: dict[str, Any], num_classes: int) -> Any:
     if args.aug_repeats and not args.distributed:
         raise ValueError('--aug-repeats needs several processes, or --synermix')
     images: Any = dataset if isinstance(dataset, IterableDataset) else ReadableImages(dataset)
@@ -122,7 +156,7 @@ def _two_view_loader(args: argparse.Namespace, dataset: Any, data_config: dict[s
 
 
 def _timm_loader(args: argparse.Namespace, dataset: Any, data_config: dict[str, Any], num_classes: int) -> Any:
-    mix_in_collate = mixup_active(args) and not args.no_prefetcher and not args.regmixup
+    mix_in_collate = mixed_in_collate(args)
     return create_loader(
         dataset,
         is_training=True,
