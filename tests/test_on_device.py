@@ -86,6 +86,7 @@ SAMPLING = {
     'clean supplements': ['--synermix', '--synermix-supplement', 'clean'],
     'fixed': ['--synermix', '--synermix-batch', 'fixed'],
     'interval': ['--synermix', '--synermix-interval', '2'],
+    'fraction': ['--synermix', '--synermix-fraction', '0.25'],
     'keep': ['--synermix', '--synermix-singletons', 'keep'],
     'copies': ['--synermix', '--aug-repeats', '2'],
     'without clean views': ['--synermix', '--synermix-beta', '0'],
