@@ -1,3 +1,4 @@
+import io
 import json
 import logging
 import os
@@ -115,6 +116,31 @@ def run_train(image_folder, tmp_path, capsys, monkeypatch):
         return TrainResult(tmp_path / experiment, capsys.readouterr().out)
 
     return run
+
+
+@pytest.fixture
+def three(monkeypatch):
+    """32 images of three labels, each of which is a colour channel that is bright."""
+    import datasets  # slow to import
+
+    labels_of = [[0], [1], [2], [0, 1], [1, 2], [], [0, 2], [0, 1, 2]] * 4
+    images = []
+    for labels in labels_of:
+        file, pixels = io.BytesIO(), np.full((16, 16, 3), 20, np.uint8)
+        pixels[..., labels] = 220
+        Image.fromarray(pixels).save(file, format='png')
+        images.append({'bytes': file.getvalue(), 'path': None})
+    names = datasets.ClassLabel(names=['red', 'green', 'blue'])
+    features = datasets.Features(
+        image=datasets.Image(),
+        labels=datasets.Sequence(names),
+        multihot=datasets.Sequence(datasets.Value('int64')),
+        label=names,
+    )
+    multihot = [[int(label in labels) for label in range(3)] for labels in labels_of]
+    columns = dict(image=images, labels=labels_of, multihot=multihot, label=[i % 3 for i in range(32)])
+    dataset = datasets.Dataset.from_dict(columns, features=features)
+    monkeypatch.setattr(datasets, 'load_dataset', lambda *args, **kwargs: dataset)
 
 
 @pytest.fixture

@@ -1,44 +1,21 @@
 """Several labels per image: targets, losses and metrics are timm's, in training and in validation."""
 
-import io
 import json
 
-import datasets
 import numpy as np
 import pytest
 import torch
 import yaml
 from conftest import assert_same_run
-from PIL import Image
 
 import validate
 from timm_synermix.task.synermix import SynerMixTask
 
-LABELS = [[0], [1], [2], [0, 1], [1, 2], [], [0, 2], [0, 1, 2]] * 4
 DATA = ('--dataset', 'hfds/three', '--num-classes', '3')
 SEVERAL = ['--task', 'multilabel', '--warmup-epochs', '0', '--no-aug', '--opt', 'adamw', '--lr', '0.003']
 
 
-@pytest.fixture(autouse=True)
-def three(monkeypatch):
-    """32 images of three labels, each of which is a colour channel that is bright."""
-    images = []
-    for labels in LABELS:
-        file, pixels = io.BytesIO(), np.full((16, 16, 3), 20, np.uint8)
-        pixels[..., labels] = 220
-        Image.fromarray(pixels).save(file, format='png')
-        images.append({'bytes': file.getvalue(), 'path': None})
-    names = datasets.ClassLabel(names=['red', 'green', 'blue'])
-    features = datasets.Features(
-        image=datasets.Image(),
-        labels=datasets.Sequence(names),
-        multihot=datasets.Sequence(datasets.Value('int64')),
-        label=names,
-    )
-    multihot = [[int(label in labels) for label in range(3)] for labels in LABELS]
-    columns = dict(image=images, labels=LABELS, multihot=multihot, label=[i % 3 for i in range(32)])
-    dataset = datasets.Dataset.from_dict(columns, features=features)
-    monkeypatch.setattr(datasets, 'load_dataset', lambda *args, **kwargs: dataset)
+pytestmark = pytest.mark.usefixtures('three')
 
 
 @pytest.fixture

@@ -5,20 +5,30 @@ import sys
 
 import numpy as np
 import pytest
+import timm
 
 import train
 
+SEVERAL = '--task multilabel --dataset hfds/three --num-classes 3 --target-key labels'
 FACTORS = {
     'mixup': ['', '--mixup 0.5', '--cutmix 1 --mixup-mode elem', '--mixup 0.5 --regmixup', '--manifold-mixup 1'],
     'views': ['', '--aug-splits 2', '--aug-splits 2 --split-bn', '--train-img-sizes 32 48', '--no-aug', '--jsd'],
     'loss': ['', '--bce-loss', '--loss poly', '--smoothing 0'],
     'batch': ['', '--synermix-batch fixed', '--synermix-supplement clean', '--synermix-singletons bank'],
-    'mix': ['', '--synermix-mix none', '--synermix-num-mixed 2', '--synermix-interval 2', '--synermix-beta 1'],
+    'mix': [
+        '',
+        '--synermix-mix none',
+        '--synermix-num-mixed 2',
+        '--synermix-interval 2',
+        '--synermix-beta 1',
+        '--synermix-fraction 0.25',
+    ],
     'forward': ['', '--synermix-forward fused', '--channels-last', '--drop 0.3 --drop-path 0.2'],
     'augment': ['', '--aa rand-m9-mstd0.5', '--reprob 0.5 --resplit', '--crop-padding 4', '--cutout 8'],
     'loader': ['', '--no-prefetcher', '--aug-repeats 3', '--in-memory'],
     'optimizer': ['', '--opt lamb', '--opt lookahead_adamw', '--clip-grad 1 --clip-mode agc'],
     'average': ['', '--model-ema', '--model-dtype bfloat16', '--amp --amp-dtype bfloat16'],
+    'task': ['', '--kd-model-name TEACHER', '--kd-model-name TEACHER --kd-distill-type feature', f'{SEVERAL}'],
     'updates': ['', '--grad-accum-steps 2', '--synermix-off-epoch 1 --epochs 2', '--sched-on-updates'],
 }
 REFUSED = [  # the name of a flag, and what it is refused with
@@ -30,6 +40,9 @@ REFUSED = [  # the name of a flag, and what it is refused with
     ('--synermix-singletons', '--aug-repeats --synermix-mix'),
     ('--synermix-mix', '--synermix-num-mixed'),
     ('--synermix-beta', '--synermix-interval'),
+    ('--synermix-fraction', '--synermix-supplement --task'),
+    ('--kd-model-name', '--manifold-mixup --synermix-forward'),
+    ('--task', '--regmixup --manifold-mixup --jsd --synermix-batch --synermix-singletons --synermix-forward'),
 ]
 
 
@@ -77,11 +90,22 @@ MARKED = [
 ]
 
 
+@pytest.fixture(scope='module')
+def teacher(tmp_path_factory):
+    """What timm loads a teacher of 4 classes from."""
+    folder = tmp_path_factory.mktemp('teacher')
+    model = timm.create_model('test_resnet', num_classes=4)
+    timm.models.save_for_hf(model, folder)
+    return f'local-dir:{folder}'
+
+
 @pytest.mark.filterwarnings('ignore')
+@pytest.mark.usefixtures('three')
 @pytest.mark.parametrize('flags', MARKED)
-def test_a_row_trains(run_train, flags):
-    flags = flags.replace('--jsd', '--aug-splits 2 --jsd-loss')
-    for row in run_train('--synermix', '--lr', '1e-3', '--warmup-epochs', '0', *flags.split()).summary():
+def test_a_row_trains(run_train, teacher, flags):
+    data = () if '--task' in flags else None
+    flags = flags.replace('--jsd', '--aug-splits 2 --jsd-loss').replace('TEACHER', teacher)
+    for row in run_train('--synermix', '--lr', '1e-3', '--warmup-epochs', '0', *flags.split(), data=data).summary():
         losses = [value for name, value in row.items() if name.startswith('train_') and name.endswith('loss')]
         assert losses
         assert np.isfinite(losses).all() or ('--synermix-off-epoch' in flags)

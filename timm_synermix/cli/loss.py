@@ -45,7 +45,8 @@ def check_loss(args: argparse.Namespace) -> None:
     from timm.loss import create_classification_loss  # slow to import
 
     kwargs = criterion_kwargs(args)
-    with naming(f'--loss {args.loss}' if args.loss else '--loss'):
+    several = ' with --task multilabel' if args.task == 'multilabel' else ''
+    with naming(f'--loss {args.loss}{several}' if args.loss else f'--loss{several}'):
         create_classification_loss(multi_label=args.task == 'multilabel', **kwargs)
 
 

@@ -50,10 +50,11 @@ def check_args(args: argparse.Namespace) -> None:
     if args.freeze and not (args.pretrained or args.pretrained_path or args.initial_checkpoint or args.resume):
         _logger.warning('--freeze without weights trains a classifier of random features: see --pretrained-path.')
     _check_small_image_args(args)
-    if args.regmixup and (not mixup_active(args) or args.mixup_mode == 'half' or args.task == 'multilabel'):
-        raise ValueError(
-            '--regmixup needs --mixup or --cutmix, one class per image, and another --mixup-mode than half'
-        )
+    if args.regmixup:
+        half, several = args.mixup_mode == 'half', args.task == 'multilabel'
+        _exclude('--regmixup', {'--mixup-mode half': half, '--task multilabel': several})
+        if not mixup_active(args):
+            raise ValueError('--regmixup needs --mixup or --cutmix')
     if args.manifold_mixup:
         _check_manifold_mixup_args(args)
     if args.synermix:
