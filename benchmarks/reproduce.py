@@ -10,9 +10,12 @@ DIR is an image folder with train/ and validation/, or a tar file of one. What f
     runs: {name: {flags of this one}, ...}
     settings: {name: {flags}, ...}          # each run in each of them, if there are any
     classes: 20, images_per_class: 250      # a part of the data, if wanted; the latter in train/ and in validation/
+    validate_on_rest: true                  # the other training images of these classes join validation/
+    mean_of_last: 5                         # results are the mean of so many evaluations, instead of the last alone
+    against: {name: name, ...}              # which run is compared with which, seed by seed
 
 Started again it goes on: a run that is complete is not repeated, one that was stopped is resumed. OUTPUT/GRID/ has
-results.md, results.png and results.json, of the last epoch of each run, not of its best one.
+results.md, results.png and results.json, of the end of each run, not of its best epoch.
 """
 
 import argparse
@@ -23,6 +26,7 @@ import os
 import platform
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import tarfile
@@ -36,7 +40,7 @@ from typing import Any
 
 import torch
 import yaml
-from tables import draw, table
+from tables import draw, paired_table, table
 
 from timm_synermix.utils.files import replacing
 
@@ -57,7 +61,9 @@ class Grid:
         self.content = yaml.safe_load(path.read_text())
         if not isinstance(self.content, dict) or not {'train', 'runs'} <= self.content.keys():
             raise ValueError(f"{path} must be a mapping with 'train' and 'runs'")
-        self.part = {key: self.content.get(key) for key in ('classes', 'images_per_class')}
+        self.part = {key: self.content.get(key) for key in ('classes', 'images_per_class', 'validate_on_rest')}
+        self.mean_of_last = self.content.get('mean_of_last', 1)
+        self.against: dict[str, str] = self.content.get('against') or {}
         self.flags: dict[str, dict[str, Any]] = {}
         for setting, setting_flags in (self.content.get('settings') or {'': {}}).items():
             for run, flags in self.content['runs'].items():
@@ -67,6 +73,8 @@ class Grid:
                 if slug(name) in map(slug, self.flags) or '/' in name:
                     raise ValueError(f'{path}: the files of a run are named {slug(name)}, which must be one of a kind')
                 self.flags[name] = {**self.content['train'], **flags, **setting_flags}
+        if unknown := {*self.against, *self.against.values()} - self.flags.keys():
+            raise ValueError(f'{path}: against names {", ".join(sorted(unknown))}, which is none of its runs')
 
 
 class Driver:
@@ -109,6 +117,7 @@ class Driver:
         return dict(
             flags=self.grid.flags[name],
             more=self.args.more,
+            mean_of_last=self.grid.mean_of_last,
             data=str(self.args.data_dir),
             device=self.args.device,
             part=self.grid.part,
@@ -178,9 +187,7 @@ class Driver:
             return None
         if status:
             raise RuntimeError(f'{name}, seed {seed} failed: see {self.path(name, seed, "log")}')
-        with open(folder / 'summary.csv') as file:
-            *_, last = csv.DictReader(file)
-        row = {column: float(value) for column, value in last.items() if column.startswith('eval_') and value}
+        row = mean_of_last(folder / 'summary.csv', self.grid.mean_of_last)
         return {**row, **({} if math.isnan(seconds) else {'seconds': seconds}), **json.loads(memory.read_text())}
 
     def wait(self, command: list[Any], log: Path) -> int | None:
@@ -218,7 +225,8 @@ class Driver:
             del result['setting']
         content = {'grid': self.grid.content, 'about': about, 'results': plain}
         (self.folder / 'results.json').write_text(json.dumps(content, indent=1))
-        text = f'{table(names, results)}\n{left_out}'
+        differences = paired_table(self.grid.against, results)
+        text = f'{table(names, results)}\n{differences and differences + chr(10)}{left_out}'
         (self.folder / 'results.md').write_text(f'{about}\n\n{text}')
         if results:
             draw(names, results, self.folder / 'results.png')
@@ -274,11 +282,19 @@ def main() -> None:
         driver.write()
 
 
+def mean_of_last(summary: Path, count: int) -> dict[str, float]:
+    """The mean of the last rows of a summary that have an evaluation."""
+    with open(summary) as file:
+        rows = [row for row in csv.DictReader(file) if row['eval_loss']][-count:]
+    columns = [column for column in rows[-1] if column.startswith('eval_') and rows[-1][column]]
+    return {column: statistics.fmean(float(row[column]) for row in rows) for column in columns}
+
+
 def slug(name: str) -> str:
     return name.lower().replace(', ', '-').replace(' ', '_')
 
 
-def prepare_data(data: Path | None, folder: Path, part: dict[str, int | None]) -> Path | None:
+def prepare_data(data: Path | None, folder: Path, part: dict[str, Any]) -> Path | None:
     """The images as a folder: a tar file is unpacked once, a part of the data is a folder of links.
 
     Raises:
@@ -307,9 +323,15 @@ def prepare_data(data: Path | None, folder: Path, part: dict[str, int | None]) -
     shutil.rmtree(links, ignore_errors=True)  # those of another part
     for split in ('train', 'validation'):
         for source in sorted(path for path in (root / split).iterdir() if path.is_dir())[: part['classes']]:
-            (links / split / source.name).mkdir(parents=True)
-            for image in sorted(source.iterdir())[: part['images_per_class']]:
-                (links / split / source.name / image.name).symlink_to(image.resolve())
+            images = sorted(source.iterdir())
+            taken = {split: images[: part['images_per_class']]}
+            if part['validate_on_rest'] and split == 'train':
+                taken['validation'] = images[part['images_per_class'] :]
+            for to, some in taken.items():
+                (links / to / source.name).mkdir(parents=True, exist_ok=True)
+                for image in some:
+                    name = image.name if to == split else f'{split}-{image.name}'
+                    (links / to / source.name / name).symlink_to(image.resolve())
     return links
 
 

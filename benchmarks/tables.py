@@ -34,6 +34,26 @@ def table(names: list[str], results: list[dict[str, Any]], columns: dict[str, st
     return '\n'.join(lines) + '\n'
 
 
+def paired_table(against: dict[str, str], results: list[dict[str, Any]], columns: dict[str, str] = COLUMNS) -> str:
+    """Differences of runs from others, with Student's 95 % intervals over the seeds that both have; '' for none."""
+    from scipy.stats import t  # slow to import
+
+    values = {(result['run'], result['seed']): result for result in results}
+    lines = ['| difference | seeds | ' + ' | '.join(columns.values()) + ' |', '| --- ' * (len(columns) + 2) + '|']
+    for name, other in against.items():
+        seeds = [seed for run, seed in values if run == name and (other, seed) in values]
+        cells = [f'{name} - {other}', str(len(seeds))]
+        for column in columns:
+            pairs = [(values[name, seed].get(column), values[other, seed].get(column)) for seed in seeds]
+            gains = [one - two for one, two in pairs if one is not None and two is not None]
+            interval = ''
+            if len(gains) > 1:
+                interval = f' ± {t.ppf(0.975, len(gains) - 1) * statistics.stdev(gains) / len(gains) ** 0.5:.2g}'
+            cells.append(f'{statistics.mean(gains):+.3g}{interval}' if gains else '-')
+        lines.append('| ' + ' | '.join(cells) + ' |')
+    return '\n'.join(lines) + '\n' if against else ''
+
+
 def draw(names: list[str], results: list[dict[str, Any]], path: Path) -> None:
     """A panel for each of accuracy, cohesion and time: every seed as a dot, their mean as a line."""
     from matplotlib.figure import Figure

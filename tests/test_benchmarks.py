@@ -12,6 +12,7 @@ import time
 import numpy as np
 import pytest
 import scipy.ndimage
+import scipy.stats
 import timm
 import torch
 import yaml
@@ -367,3 +368,36 @@ def test_a_table_has_mean_and_standard_deviation():
     rows = tables.table(['a', 'b'], results).splitlines()
     assert rows[2].startswith('| a | 2 | 41 ± 1.4 | - |')
     assert rows[3].startswith('| b | 0 | - |')
+
+
+def test_paired_differences_have_student_s_interval():
+    """Of the seeds that both runs have; scipy's own interval is the oracle."""
+    top1 = {'a': {0: 40.0, 1: 42.0, 2: 41.5, 3: 90.0}, 'b': {0: 39.0, 1: 41.5, 2: 39.0, 7: 1.0}}
+    results = [{'run': run, 'seed': s, 'eval_top1': v} for run, seeds in top1.items() for s, v in seeds.items()]
+    row = tables.paired_table({'a': 'b'}, results).splitlines()[2]
+    test = scipy.stats.ttest_rel([40.0, 42.0, 41.5], [39.0, 41.5, 39.0])
+    half = (test.confidence_interval().high - test.confidence_interval().low) / 2
+    assert row.startswith(f'| a - b | 3 | +1.33 ± {half:.2g} | - |')
+    assert tables.paired_table({}, results) == ''
+    assert '| a - b | 1 | +1 | - |' in tables.paired_table({'a': 'b'}, [results[0], results[4]])
+
+
+def test_the_rest_of_the_training_images_joins_validation(tmp_path):
+    images = {'train': {'a': 5, 'b': 3}, 'validation': {'a': 2, 'b': 2}}
+    folder = make_image_folder(tmp_path / 'images', images)
+    part = {'classes': None, 'images_per_class': 3, 'validate_on_rest': True}
+    data = reproduce.prepare_data(folder, tmp_path, part)
+    number = {
+        path: len(list((data / path).iterdir())) for path in ('train/a', 'train/b', 'validation/a', 'validation/b')
+    }
+    assert number == {'train/a': 3, 'train/b': 3, 'validation/a': 4, 'validation/b': 2}
+    trained = {path.resolve() for path in (data / 'train').glob('*/*')}
+    assert not trained & {path.resolve() for path in (data / 'validation').glob('*/*')}
+
+
+def test_the_mean_of_the_last_evaluations(tmp_path):
+    """Epochs without an evaluation do not count."""
+    path = tmp_path / 'summary.csv'
+    path.write_text('epoch,train_loss,eval_loss,eval_top1\n0,1,9,9\n1,1,2,50\n2,1,,\n3,1,4,60\n')
+    assert reproduce.mean_of_last(path, 2) == {'eval_loss': 3.0, 'eval_top1': 55.0}
+    assert reproduce.mean_of_last(path, 1) == {'eval_loss': 4.0, 'eval_top1': 60.0}

@@ -159,7 +159,10 @@ SEVERAL = ['--task', 'multilabel', '--num-classes', '3']
         (['--bce-loss', '--bce-pos-weight', '2', '--loss-pos-weight', '3'], '--bce-pos-weight and --loss-pos-weight'),
         (['--loss', 'hinge'], "--loss must be one of ce, bce, asl, poly, jsd, twoway, zlpr, db, got 'hinge'"),
         (['--loss', 'zlpr'], "--loss zlpr: Loss type 'zlpr' requires multi-label targets."),
-        ([*SEVERAL, '--loss', 'ce'], "--loss ce with --task multilabel: Loss type 'ce' does not support multi-label targets"),
+        (
+            [*SEVERAL, '--loss', 'ce'],
+            "--loss ce with --task multilabel: Loss type 'ce' does not support multi-label targets",
+        ),
         (['--jsd-loss'], '--loss jsd: JSD loss requires jsd_splits > 1'),
         (
             ['--loss-pos-weight', '2'],
