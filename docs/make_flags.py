@@ -12,7 +12,8 @@ from timm_synermix.cli.timm_args import TIMM_VERSION
 PAGE = Path(__file__).with_name('flags.md')
 INTRO = """# Flags
 
-Written by `make docs` from the scripts themselves. `--help` prints the same.
+Written by `make docs` from the scripts themselves. `--help all` prints the same, `--help GROUP` those of a group, such
+as `--help synermix` or `--help optimizer`, and `--help` alone the flags that people touch.
 
 `train.py` and `validate.py` take every flag of timm VERSION's scripts, with timm's names, types and defaults, and those
 of their own that come first here. A flag may also be a line of a YAML file for `--config`: `batch_size: 64`, `synermix:

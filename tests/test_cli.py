@@ -16,8 +16,10 @@ import yaml
 from conftest import ROOT
 
 import train
+from timm_synermix import entry
 from timm_synermix.cli.checks import UsageError
 from timm_synermix.cli.common_args import ParseKwargs
+from timm_synermix.cli.help import CHAPTERS
 from timm_synermix.cli.loss import criterion_kwargs
 from timm_synermix.cli.rules import RULES, Rule, check_values
 from timm_synermix.cli.timm_args import TIMM_VERSION
@@ -559,12 +561,88 @@ def test_an_empty_text_is_as_if_not_given(monkeypatch, tmp_path):
     assert (args.gp, args.aa, args.target_key, args.val_split) == (None, None, None, '')
 
 
-def test_help_lists_every_flag(monkeypatch, capsys):
+def help_of(parser, capsys, *argv):
     with pytest.raises(SystemExit) as error:
-        parse(monkeypatch, '--help')
-    assert error.value.code == 0
-    text = capsys.readouterr().out
-    assert all(flag['names'][0] in text for flag in FLAGS)
+        parser.parse_args([*argv])
+    out, err = capsys.readouterr()
+    assert error.value.code == (0 if out else 2)
+    return out or err
+
+
+PARSERS = {'train': train.parser, 'validate': create_validate_parser()}
+
+
+@pytest.mark.parametrize(('script', 'flags'), [('train', FLAGS), ('validate', VALIDATE_FLAGS)], ids=list(PARSERS))
+def test_all_help_lists_every_flag(capsys, script, flags):
+    text = help_of(PARSERS[script], capsys, '--help', 'all')
+    assert all(flag['names'][-1] in text for flag in flags)
+    assert all(action.option_strings[-1] in text for action in PARSERS[script]._actions if action.option_strings)
+
+
+@pytest.mark.parametrize('script', PARSERS)
+def test_help_is_two_screens_at_most(monkeypatch, capsys, script):
+    """Of the 80 x 24 characters that a terminal has at least."""
+    monkeypatch.setenv('COLUMNS', '80')
+    text = help_of(PARSERS[script], capsys, '-h')
+    lines = text.splitlines()
+    assert len(lines) <= 48
+    assert max(map(len, lines)) <= 80
+    assert lines[0].startswith('usage: ')
+    assert not lines[1]
+    chapters = re.findall(r'^(\w+) \(--help (\w+): (\d+) flags\):$', text, re.MULTILINE)
+    assert [name for name, _, _ in chapters][:3] == ['SynerMix', 'data', 'model']
+    numbers = [int(number) for _, _, number in chapters]
+    assert sum(numbers) == len(PARSERS[script]._actions)  # every flag has one place
+    for _, word, number in chapters:
+        own = help_of(PARSERS[script], capsys, '--help', word)
+        assert len(re.findall(r'^  (?:-|data )', own, re.MULTILINE)) == int(number)
+
+
+def test_what_the_page_of_help_shows_is_a_flag():
+    known = {action.dest for parser in PARSERS.values() for action in parser._actions}
+    shown = [flag for chapter in CHAPTERS.values() for flag in chapter.front]
+    assert len(shown) == len(set(shown))
+    assert set(shown) <= known
+
+
+def test_help_of_a_group(capsys):
+    text = help_of(train.parser, capsys, '--help', 'MixUp')
+    assert re.findall(r'^(\S.*):$', text, re.MULTILINE) == ['Manifold MixUp', 'RegMixup', 'MixUp and CutMix']
+    assert '--regmixup' in text
+    assert '--synermix-beta' not in text
+    assert '--help must be all or of SynerMix, data,' in help_of(train.parser, capsys, '--help', 'nothing')
+
+
+QUICK = [
+    ('train', ['--mixup-mode', 'all'], "--mixup-mode must be one of batch, pair, elem, half, got 'all'"),
+    ('train', ['--loss', 'l2'], '--loss must be one of'),
+    ('train', ['--synermix', '--synermix-beta', '2', '--aa', 'rand-m9'], '--synermix-beta must be'),
+    ('train', ['--resume', 'auto'], '--resume auto needs --experiment'),
+    ('train', ['--task', 'multilabel'], '--task multilabel needs --num-classes'),
+    ('train', ['--bogus'], 'unrecognized arguments: --bogus'),
+    ('validate', ['--interpolation', 'none'], '--interpolation must be one of'),
+    ('validate', ['--num-gpu', '2'], '--num-gpu must be 1, got 2'),
+]
+
+
+@pytest.mark.parametrize(('script', 'flags', 'message'), QUICK, ids=lambda value: ' '.join(value[:2]))
+def test_wrong_values_are_told_before_torch_is_imported(monkeypatch, capsys, script, flags, message):
+    monkeypatch.setattr('sys.argv', [f'{script}.py', *flags])
+    for name in ('torch', 'timm', 'accelerate'):
+        monkeypatch.setitem(sys.modules, name, None)  # whoever imports it gets an ImportError
+    with pytest.raises(SystemExit) as error:
+        getattr(entry, script)()
+    assert error.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_warnings_about_flags_come_once(monkeypatch, caplog):
+    """The flags are read before the script is imported, and by the script."""
+    monkeypatch.setattr('sys.argv', ['train.py', '--synermix-num-mixed', '2'])
+    monkeypatch.setattr(train, 'build', lambda *args: sys.exit())
+    with pytest.raises(SystemExit):
+        entry.train()
+    assert caplog.text.count('--synermix-num-mixed has no effect without --synermix') == 1
 
 
 def test_the_page_of_flags_is_what_the_flags_are():

@@ -1,27 +1,45 @@
 """Where the scripts are started: `python train.py`, the console commands and `-m timm_synermix.train`."""
 
 import importlib
+import logging
 import shlex
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 
 
 def train() -> None:
-    """Run train.py; --help and misspelt flags are answered before what takes seconds to import."""
-    from timm_synermix.cli.train_args import create_parsers
+    """Run train.py; --help, misspelt flags and wrong values are answered before what takes seconds to import."""
+    from timm_synermix.cli.train_args import create_parsers, read_args
 
     config_parser, parser = create_parsers()
-    parser.parse_args(config_parser.parse_known_args()[1])
+    known, argv = config_parser.parse_known_args()
+    with unlogged():
+        read_args(parser, known.config, argv)
     run(module('train'))
 
 
 def validate() -> None:
     """Run validate.py, in the same way."""
-    from timm_synermix.cli.validate_args import create_parser
+    from timm_synermix.cli.checks import usage_errors
+    from timm_synermix.cli.validate_args import check_args, create_parser
 
-    create_parser().parse_args()
+    parser = create_parser()
+    with unlogged(), usage_errors(parser):
+        check_args(parser.parse_args())
     run(module('validate'))
+
+
+@contextmanager
+def unlogged() -> Iterator[None]:
+    """Leave warnings to the script, which reads its flags itself."""
+    logging.disable()
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def run(script: ModuleType) -> None:

@@ -18,7 +18,7 @@ class TrainParser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are one line: the usage of 200 flags would bury it."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f'{self.prog}: error: {message} (--help lists all flags)\n')
+        self.exit(2, f'{self.prog}: error: {message} (--help all lists all flags)\n')
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
         """Parse; an empty text of a flag that is None if it is not given is as if it were not given."""

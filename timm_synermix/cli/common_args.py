@@ -40,7 +40,7 @@ def add_data_args(group: Any) -> None:
     group.add_argument(
         '--dataset',
         default='',
-        help='kind of dataset as TYPE/NAME, e.g. torch/cifar100, hfds/NAME, sklearn/digits; default: an image folder',
+        help='kind of dataset, TYPE/NAME: torch/cifar100, hfds/NAME, sklearn/digits, ...; default: an image folder',
     )
     group.add_argument(
         '--dataset-download', action='store_true', help='let datasets that can download themselves do so'

@@ -29,11 +29,11 @@ def settle_loss(args: argparse.Namespace) -> None:
         args.smoothing = 0.0 if args.task == 'multilabel' else 0.1
 
 
-def check_loss(args: argparse.Namespace) -> None:
-    """Refuse what timm's losses cannot do.
+def check_task(args: argparse.Namespace) -> None:
+    """Refuse what --task cannot do.
 
     Raises:
-        ValueError: In timm's words, after the flag.
+        ValueError: Names the flags.
     """
     if args.task == 'multilabel':
         if args.num_classes is None:
@@ -42,6 +42,14 @@ def check_loss(args: argparse.Namespace) -> None:
             raise ValueError('--task multilabel and --kd-model-name cannot be used together')
     elif args.target_format == 'multihot':
         raise ValueError('--target-format multihot needs --task multilabel')
+
+
+def check_loss(args: argparse.Namespace) -> None:
+    """Refuse what timm's losses cannot do.
+
+    Raises:
+        ValueError: In timm's words, after the flag.
+    """
     from timm.loss import create_classification_loss  # slow to import
 
     kwargs = criterion_kwargs(args)

@@ -103,7 +103,7 @@ def add_manifold_mixup_args(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=0.0,
         metavar='ALPHA',
-        help='mix hidden activations instead of images, lam ~ Beta(ALPHA, ALPHA); 0 for not',
+        help='mix hidden activations instead of images, 0 for not; lam ~ Beta(ALPHA, ALPHA)',
     )
     group.add_argument(
         '--manifold-mixup-layers',
@@ -129,7 +129,7 @@ def add_finetuning_args(parser: argparse.ArgumentParser) -> None:
     """Add the flag of training a classifier alone to a training script's parser."""
     group = parser.add_argument_group('Fine-tuning')
     group.add_argument(
-        '--freeze', action='store_true', help='train the classifier alone, on the features of the model as it is'
+        '--freeze', action='store_true', help='train the classifier alone; the features are those of the model as it is'
     )
 
 
@@ -174,9 +174,12 @@ def add_look_args(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         '--cohesion',
         action=argparse.BooleanOptionalAction,
-        help='measure in each evaluation how tight and how far apart the classes are; default: with --synermix',
+        help='measure how tight and how far apart the classes are; in each evaluation, by default with --synermix',
     )
     group.add_argument(
-        '--log-with', nargs='+', metavar='TRACKER', help='trackers of Accelerate: wandb, tensorboard, trackio, ...'
+        '--log-with',
+        nargs='+',
+        metavar='TRACKER',
+        help='trackers, such as wandb, tensorboard, trackio; any of Accelerate',
     )
     group.add_argument('--report', action='store_true', help='write a page of curves and pictures at the end')

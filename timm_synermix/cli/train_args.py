@@ -9,6 +9,7 @@ import yaml
 
 from timm_synermix.cli.checks import TrainParser, usage_errors
 from timm_synermix.cli.config import load_config
+from timm_synermix.cli.help import add_help_arg
 from timm_synermix.cli.loss import settle_loss
 from timm_synermix.cli.recipe_args import add_recipe_args
 from timm_synermix.cli.rules import RULES, flag
@@ -35,8 +36,10 @@ def create_parsers() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
     parser = TrainParser(
         description='Train an image classifier with timm, and with SynerMix.',
         parents=[config_parser],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        usage='%(prog)s --data-dir DIR --model NAME [--synermix] [flag ...]',
+        add_help=False,
     )
+    add_help_arg(parser)
     add_timm_args(parser)
     add_recipe_args(parser)
     add_synermix_args(parser)
@@ -63,20 +66,26 @@ def parse_args(
     config_args, remaining = config_parser.parse_known_args(argv)
     if config_args.sweep_attempt:
         join_attempt(config_args.sweep_locks or (), *config_args.sweep_attempt)
+    args = read_args(parser, config_args.config, remaining)
+    _warn_of_no_effect(parser, args)
+    return args, yaml.safe_dump(args.__dict__, default_flow_style=False)
+
+
+def read_args(parser: argparse.ArgumentParser, config_path: str, argv: list[str]) -> argparse.Namespace:
+    """The arguments of a training, checked; bad ones exit with code 2, by what needs no torch first."""
     try:
-        config = load_config(parser, config_args.config) if config_args.config else {}
+        config = load_config(parser, config_path) if config_path else {}
     except ValueError as error:
         parser.error(f'--config: {error}')
-    args = parser.parse_args(remaining, namespace=argparse.Namespace(**config))
-    args.config = config_args.config
+    args = parser.parse_args(argv, namespace=argparse.Namespace(**config))
+    args.config = config_path
     args.data = args.data or config.get('data')  # argparse puts an absent positional back to its default
     with usage_errors(parser):
         settle_loss(args)
         if args.cohesion is None:
             args.cohesion = (args.synermix and args.task != 'multilabel') or args.report
         check_args(args)
-    _warn_of_no_effect(parser, args)
-    return args, yaml.safe_dump(args.__dict__, default_flow_style=False)
+    return args
 
 
 def _warn_of_no_effect(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:

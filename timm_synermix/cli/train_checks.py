@@ -9,7 +9,7 @@ from typing import Any
 
 from timm_synermix.cli.checks import check_amp, check_compile, check_dataset, naming
 from timm_synermix.cli.kwargs import mixup_active
-from timm_synermix.cli.loss import check_loss
+from timm_synermix.cli.loss import check_loss, check_task
 from timm_synermix.cli.rules import check_values, flag
 from timm_synermix.utils.checks import (
     BATCH_SIZE,
@@ -34,7 +34,6 @@ def check_args(args: argparse.Namespace) -> None:
     check_values(args)
     check_amp(args)
     check_dataset(args)
-    check_compile(args)
     if mixup_active(args) and args.batch_size % 2:
         raise ValueError(f'--batch-size must be even with --mixup or --cutmix, got {args.batch_size}')
     if args.resume == 'auto' and not args.experiment:
@@ -60,8 +59,11 @@ def check_args(args: argparse.Namespace) -> None:
     if args.synermix:
         _check_synermix_args(args)
     _check_cohesion_args(args)
-    check_loss(args)
+    check_task(args)
     _check_augmentation(args)
+    check_loss(args)  # from here on timm and torch are asked, which take seconds to import
+    _check_policy(args)
+    check_compile(args)
 
 
 def _check_synermix_args(args: argparse.Namespace) -> None:
@@ -148,17 +150,12 @@ def _check_manifold_mixup_args(args: argparse.Namespace) -> None:
 def _check_augmentation(args: argparse.Namespace) -> None:
     if mixup_active(args) and args.aug_splits:
         raise ValueError('--aug-splits cannot be used together with --mixup or --cutmix')
-    if args.aa and not args.no_aug:
-        if args.train_interpolation in ('box', 'hamming', 'lanczos'):
-            others = 'random, nearest, bilinear or bicubic'
-            raise ValueError(
-                f'--train-interpolation must be {others} with --aa, whose rotations have no other, got '
-                f'{args.train_interpolation}'
-            )
-        from timm.data import create_transform  # slow to import
-
-        with naming(f'--aa {args.aa}'):
-            create_transform(32, is_training=True, auto_augment=args.aa)
+    if args.aa and not args.no_aug and args.train_interpolation in ('box', 'hamming', 'lanczos'):
+        others = 'random, nearest, bilinear or bicubic'
+        raise ValueError(
+            f'--train-interpolation must be {others} with --aa, whose rotations have no other, got '
+            f'{args.train_interpolation}'
+        )
     if args.aug_splits and args.no_prefetcher:
         raise ValueError('--aug-splits and --no-prefetcher cannot be used together')
     for name in ('train_batch_sizes', 'train_size_probs'):
@@ -167,6 +164,15 @@ def _check_augmentation(args: argparse.Namespace) -> None:
             raise ValueError(
                 f'{flag(name)} must have a value for each of the {number} --train-img-sizes, got {getattr(args, name)}'
             )
+
+
+def _check_policy(args: argparse.Namespace) -> None:
+    """Raise ValueError for a policy that timm does not know."""
+    if args.aa and not args.no_aug:
+        from timm.data import create_transform  # slow to import
+
+        with naming(f'--aa {args.aa}'):
+            create_transform(32, is_training=True, auto_augment=args.aa)
 
 
 def _check_small_image_args(args: argparse.Namespace) -> None:

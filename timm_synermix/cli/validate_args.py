@@ -16,14 +16,18 @@ from timm_synermix.cli.common_args import (
     add_model_args,
     add_task_args,
 )
+from timm_synermix.cli.help import add_help_arg
 from timm_synermix.cli.rules import check_values, flag
 
 
 def create_parser() -> argparse.ArgumentParser:
     """The parser of validate.py."""
     parser = TrainParser(
-        description='Evaluate image classifiers.', formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        description='Evaluate image classifiers.',
+        usage='%(prog)s --data-dir DIR --checkpoint FILE [flag ...]',
+        add_help=False,
     )
+    add_help_arg(parser)
     for add_args in (_add_dataset_args, _add_model_args, _add_image_args, _add_device_args, _add_result_args):
         add_args(parser)
     add_cohesion_args(parser)
@@ -157,7 +161,6 @@ def check_args(args: argparse.Namespace) -> None:
     _check_supported(args)
     _check_files(args)
     check_dataset(args)
-    check_compile(args)
     if args.real_labels and args.valid_labels:
         raise ValueError('--real-labels and --valid-labels cannot be used together: real labels are of all classes')
     if args.compare and args.checkpoint:
@@ -165,6 +168,7 @@ def check_args(args: argparse.Namespace) -> None:
     for name, value in {'--features-out': args.features_out, '--report': args.report}.items():
         if value and args.torchscript:
             raise ValueError(f'{name} and --torchscript cannot be used together: such a model hides its features')
+    check_compile(args)  # asks torch, which takes seconds to import
 
 
 def _check_supported(args: argparse.Namespace) -> None:
