@@ -15,6 +15,11 @@ from timm.data import create_dataset, create_loader, create_transform
 from torch.utils.data import DataLoader
 
 from timm_synermix import create_synermix_loader
+from timm_synermix.data.dataset import ReadableImages
+from timm_synermix.data.loader import create_clean_transform
+from timm_synermix.data.memory import MemoryDataset
+from timm_synermix.data.on_device import Augmentation, OnDeviceLoader, hold
+from timm_synermix.data.sample_dataset import SampleDataset
 
 # images on disk, their size, the size they are trained at, batch
 CASES = [('32 px', 32, 32, 128), ('480 px', 480, 224, 16), ('2000 px', 2000, 224, 16)]
@@ -45,7 +50,28 @@ def rows(device: torch.device, quick: bool, data_dir: str | None, workers: int) 
             against = "timm's loader of one view"
             table.append(compare('two views', setting, against, seconds['timm'], seconds['ours'], '≥ 0.75', 'images/s'))
             table.append(compare('naive pairs', setting, against, seconds['timm'], seconds['naive'], '', 'images/s'))
+        table.append(lanes_row(cases[0][1], quick, workers, device))
     return table
+
+
+def lanes_row(root: Path, quick: bool, workers: int, device: torch.device) -> Row:
+    """Two views of the images of 32 pixels: held on the device, against workers with the images in memory."""
+    size, kwargs = (3, 32, 32), dict(crop_pct=1.0, crop_padding=4, cutout=16, color_jitter=0.0, device=device)
+
+    def loader(dataset: Any, num_workers: int) -> Any:
+        return create_synermix_loader(dataset, size, 128, num_workers=num_workers, **kwargs)
+
+    clean = create_clean_transform(size, crop_pct=1.0, use_prefetcher=True)
+    held = hold(SampleDataset(ReadableImages(some_images(root), clean)), device)
+    on_device = OnDeviceLoader(loader(some_images(root), 0), held, Augmentation(4, 0.5, 16), clean_view=True)
+    epochs = {
+        'workers': epoch_of(loader(MemoryDataset(some_images(root)), workers)),
+        'on device': lambda: sum(epoch_of(on_device)() for _ in range(10)),
+    }
+    seconds = in_turn(epochs, 3 if quick else 7, device)
+    setting = f'32 px, batch 128, {workers} worker'
+    against = 'images in memory, two views by workers'
+    return compare('--on-device', setting, against, seconds['workers'], seconds['on device'], '≥ 8', 'images/s')
 
 
 def write_photographs(folder: Path, size: int, count: int) -> Path:
