@@ -8,6 +8,7 @@ from processes import run_ranks
 from sklearn.metrics import calinski_harabasz_score, silhouette_score
 from torch import distributed as dist
 
+from timm_synermix.metrics.class_distances import class_distances
 from timm_synermix.metrics.class_moments import (
     CDNV,
     CalinskiHarabasz,
@@ -19,7 +20,8 @@ from timm_synermix.metrics.class_moments import (
     IntraClassDistance,
     MinInterClassDistance,
 )
-from timm_synermix.metrics.collection import cohesion_metrics
+from timm_synermix.metrics.collection import cohesion_metrics, cohesion_place
+from timm_synermix.metrics.moments import ClassMoments
 from timm_synermix.metrics.nc1 import NC1
 from timm_synermix.metrics.silhouette import Silhouette
 
@@ -224,8 +226,12 @@ def test_a_feature_that_is_not_finite_ends_nothing(metric_class, value):
     assert compute(ClassTable(5, 6), feature, target)['count'].sum() == len(target)
 
 
-@pytest.mark.parametrize('metric_class', [InterClassDistance, MinInterClassDistance, CDNV, DaviesBouldin])
-def test_many_classes_a_few_rows_at_a_time(metric_class):
+@pytest.mark.parametrize(
+    'metric_class', [InterClassDistance, MinInterClassDistance, CDNV, DaviesBouldin, FisherRatio, NC1]
+)
+def test_many_classes_a_few_rows_at_a_time(metric_class, monkeypatch):
+    for module in ('moments', 'class_distances'):
+        monkeypatch.setattr(f'timm_synermix.metrics.{module}._BLOCK', 1000)
     generator = np.random.default_rng(0)
     target = np.arange(600) % 300
     feature = generator.normal(size=(600, 3)).astype(np.float32)
@@ -272,9 +278,101 @@ def test_the_collection_is_its_metrics():
         alone = compute(type(metric)(5, 6), feature, target)
         (name,) = (name for name, other in metrics.items() if type(other) is type(metric))
         assert together[name].item() == pytest.approx(alone.item(), rel=1e-12)
-    assert sorted(map(len, metrics.compute_groups.values())) == [1, 1, 9]
+    assert sorted(map(len, metrics.compute_groups.values())) == [1, 10]
     metrics.reset()
     assert compute(metrics, feature, target)['silhouette'] == together['silhouette']
+
+
+def naive_distances(mean, variance):
+    """Smallest and mean distance, CDNV, Davies-Bouldin and nearest classes, pair by pair."""
+    distance = np.array([[np.linalg.norm(a - b) for b in mean] for a in mean])
+    spread = np.sqrt(variance)
+    others = ~np.eye(len(mean), dtype=bool)
+    with np.errstate(divide='ignore'):
+        ratio = np.where(distance > 0, (variance[:, None] + variance) / (2 * distance**2), np.inf)
+        overlap = np.where(distance > 0, (spread[:, None] + spread) / distance, np.inf)
+    apart = np.where(others, distance, np.inf)
+    return apart.min(), distance[others].mean(), ratio[others].mean(), np.where(others, overlap, 0).max(1).mean(), apart
+
+
+def test_nearly_equal_means_keep_their_distance(monkeypatch):
+    """Where the product of float64 means has no digit left of it; and of pairs of the same means."""
+    monkeypatch.setattr('timm_synermix.metrics.class_distances._BLOCK', 300)
+    generator = np.random.default_rng(0)
+    mean = 100 + 30 * generator.normal(size=(40, 7))
+    mean[1] = mean[0] + 1e-7 * generator.normal(size=7)
+    mean[5] = mean[30] + 1e-4 * generator.normal(size=7)
+    variance = generator.random(40)
+    smallest, average, cdnv, davies_bouldin, apart = naive_distances(mean, variance)
+    values = class_distances(torch.from_numpy(mean.copy()), torch.from_numpy(variance))
+    for value, expected in zip(values[1:5], (average, smallest, cdnv, davies_bouldin)):
+        assert value.item() == pytest.approx(expected, rel=1e-9)
+    assert values.nearest.tolist() == apart.argmin(1).tolist()
+    torch.testing.assert_close(values.nearest_distance, torch.from_numpy(apart.min(1)), rtol=1e-9, atol=0)
+    mean[1] = mean[0]
+    values = class_distances(torch.from_numpy(mean), torch.from_numpy(variance), rounding=1e-13 * 500)
+    assert values.smallest == 0
+    assert values.cdnv == values.davies_bouldin == torch.inf
+
+
+def test_of_very_many_classes_a_seeded_sample_is_compared_with_all(monkeypatch):
+    monkeypatch.setattr('timm_synermix.metrics.class_distances._PAIRS', 400 * 100)
+    generator = np.random.default_rng(0)
+    mean, variance = generator.normal(size=(400, 5)), generator.random(400)
+    _, average, cdnv, davies_bouldin, apart = naive_distances(mean, variance)
+    tensors = torch.from_numpy(mean), torch.from_numpy(variance)
+    one, same, other = (class_distances(tensors[0].clone(), tensors[1], seed=seed) for seed in (0, 0, 1))
+    assert len(one.row) == 100
+    assert torch.equal(one.row, same.row)
+    assert not torch.equal(one.row, other.row)
+    assert one.nearest.tolist() == apart.argmin(1)[one.row].tolist()
+    assert one.smallest.item() == pytest.approx(apart[one.row].min())
+    assert one.mean.item() == pytest.approx(average, rel=0.03)
+    assert one.cdnv.item() == pytest.approx(cdnv, rel=0.2)
+    assert one.davies_bouldin.item() == pytest.approx(davies_bouldin, rel=0.1)
+    target = np.arange(400)
+    table = compute(ClassTable(400, 5), mean.astype(np.float32), target)
+    known = table['nearest_class'] >= 0
+    assert known.nonzero()[:, 0].tolist() == one.row.tolist()
+    assert table['nearest_class_distance'].isnan().tolist() == (~known).tolist()
+
+
+def test_all_metrics_share_two_sums():
+    metrics = cohesion_metrics(300, 20)
+    sums = {id(metric.moments): metric.moments for name, metric in metrics.items() if name != 'silhouette'}
+    (moments,) = sums.values()
+    assert moments._made is None  # nothing is there before the first features
+    compute(metrics, *example(dim=20))
+    assert sum(tensor.numel() for tensor in moments.sums) == 2 * 300 * 20 + 2 * 300 + 20**2
+    assert sum(default.numel() for m in metrics.values() for default in m._defaults.values() if len(default)) == 300
+
+
+def test_where_the_metrics_are_computed(monkeypatch):
+    """On the device if they fit, else on the CPU, else nowhere; in words before there are features."""
+    assert cohesion_place(1000, 2048, 'cuda') == (torch.device('cuda'), '')
+    assert cohesion_place(1000, 2048, 'mps').device == torch.device('cpu')
+    assert ClassMoments.memory(21841, 2048) == pytest.approx(3 * 21841 * 2048 * 8, rel=0.3)
+    large = cohesion_place(21841, 2048, 'cuda', 1.0)
+    assert large.device == torch.device('cpu')
+    assert '21,841 classes and 2,048 features take 1.3 GB, above --cohesion-memory 1' in large.reason
+    assert cohesion_place(21841, 2048, 'cuda', 2.0) == (torch.device('cuda'), '')
+    huge = cohesion_place(10**9, 2048, 'cuda', 1.0)
+    assert huge.device is None
+    assert huge.reason.endswith('more than the CPU has free: they are left out.')
+
+
+def test_a_batch_by_itself_and_all_of_them():
+    """As torchmetrics' forward has it, of one metric and of the collection."""
+    feature, target = map(torch.from_numpy, example())
+    for create in (lambda: cohesion_metrics(5, 6), lambda: NC1(5, 6), lambda: ClassTable(5, 6)):
+        metric, first, both = create(), create(), create()
+        metric(feature[:80], target[:80])
+        by_itself = metric(feature[80:], target[80:])
+        first.update(feature[80:], target[80:])
+        both.update(feature[:80], target[:80])
+        both.update(feature[80:], target[80:])
+        for got, expected in ((by_itself, first.compute()), (metric.compute(), both.compute())):
+            torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-12, equal_nan=True)
 
 
 def classes_of_features(num_classes, each, separation):
@@ -351,12 +449,25 @@ def run_rank(folder):
         torch.save(compute(cohesion_metrics(5, 6), feature[cut], target[cut]), f'{folder}/rank{rank}.pt')
         idle = cohesion_metrics(5, 6)  # of which one process gets nothing
         torch.save(idle.compute() if rank else compute(idle, feature, target), f'{folder}/idle{rank}.pt')
+        again = cohesion_metrics(5, 6)  # goes on after it was asked
+        compute(again, feature[: 60 + 40 * rank], target[: 60 + 40 * rank], cuts=[])
+        more = slice(100, 200 if rank else 100)
+        again.update(torch.from_numpy(feature[more]), torch.from_numpy(target[more]))
+        values = again.compute()
+        torch.save({name: values[name] for name in ('intra_class_distance', 'nc1')}, f'{folder}/again{rank}.pt')
     finally:
         dist.destroy_process_group()
 
 
 def test_two_processes_compute_what_one_does(tmp_path):
     run_ranks(run_rank, str(tmp_path), folder=tmp_path)
+    feature, target = example(offset=100.0)
+    twice = [np.concatenate([part[:60], part]) for part in (feature, target)]
+    for metric_class, name in ((IntraClassDistance, 'intra_class_distance'), (NC1, 'nc1')):
+        expected = compute(metric_class(5, 6), *twice)
+        for rank in (0, 1):
+            value = torch.load(tmp_path / f'again{rank}.pt')[name]
+            torch.testing.assert_close(value, expected, rtol=1e-6, atol=0)
     expected = compute(cohesion_metrics(5, 6), *example(offset=100.0))
     for name in ('rank0', 'rank1', 'idle0', 'idle1'):
         values = torch.load(tmp_path / f'{name}.pt')

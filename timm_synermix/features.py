@@ -48,6 +48,12 @@ class FeatureHook:
         # What the model calls its classifier may be more than its last layer: the first call looks
         self._unchecked = [name for name in _containers(model, self.leaf_names) if classifier is None]
 
+    @property
+    def feature_dim(self) -> int:
+        """Length D of a feature, as the first classifier takes it."""
+        leaf: Any = self._leaves[0]
+        return int(getattr(leaf, 'in_features', None) or leaf.in_channels)
+
     def _visit(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         if not self._active:
             return None

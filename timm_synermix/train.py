@@ -60,7 +60,7 @@ from timm_synermix.engine.loss_guard import LossGuard
 from timm_synermix.engine.progress import TrainProgress
 from timm_synermix.engine.reporting import best_or_last, write_run_report
 from timm_synermix.engine.resume import find_resume_point
-from timm_synermix.engine.run import Evaluation, Keeper, ReportedEpoch, Run, progress_state, saved_if_stopped
+from timm_synermix.engine.run import Keeper, ReportedEpoch, Run, progress_state, saved_if_stopped
 from timm_synermix.models.factory import build_model
 from timm_synermix.utils.distributed import HostGroup
 from timm_synermix.utils.signals import StopRequest
@@ -114,11 +114,11 @@ def build(args: argparse.Namespace, args_text: str) -> Run:
     group.check_same({'the checkpoint of --resume': point and point.place})
     args, place = start_place(args, trained, accelerator.scaler, loaders, point)
     create_schedule(args, trained, place, point, metric)
-    hook = prepare(args, accelerator, trained)
+    evaluation = prepare(args, accelerator, trained, metric)
 
     num_bad_steps = 0 if point is None else point.state.get('num_bad_steps', 0)
     keeper = Keeper(LossGuard(model.buffers(), group, args.max_bad_steps, num_bad_steps), StopRequest(group))
-    run = Run(args, accelerator, trained, loaders, place, Evaluation(metric, hook), keeper)
+    run = Run(args, accelerator, trained, loaders, place, evaluation, keeper)
     keep_files(run, args_text, point)
     return run
 
@@ -220,7 +220,7 @@ def evaluate_model(run: Run, model: nn.Module, log_name: str, with_cohesion: boo
         from timm_synermix.metrics import CohesionMeter  # slow to import
 
         drawn = args.num_classes if args.report else 10
-        meter = CohesionMeter(args.num_classes, run.accelerator.device, drawn)
+        meter = CohesionMeter(args.num_classes, evaluation.cohesion_device, drawn)
         kwargs.update(feature_hook=evaluation.hook, on_features=meter.update)
     metrics = evaluate(run.accelerator, model, run.loaders.eval, run.trained.task.create_evaluator(), **kwargs)
     if meter is not None:

@@ -37,7 +37,8 @@ from timm_synermix.engine.evaluate import FeatureStore, evaluate
 from timm_synermix.engine.evaluators import build_evaluator
 from timm_synermix.engine.loaders import build_dataset, build_loader
 from timm_synermix.engine.reporting import write_outcome_report
-from timm_synermix.metrics.collection import CohesionMeter
+from timm_synermix.features import FeatureHook
+from timm_synermix.metrics.collection import CohesionMeter, cohesion_place
 from timm_synermix.models.factory import Built, build_eval_model
 from timm_synermix.utils.distributed import lost_worker, lost_worker_reason
 from timm_synermix.utils.summary import finite_or_none, write_results
@@ -150,7 +151,7 @@ def evaluate_candidate(
         built = build_eval_model(create_model, args, accelerator.device)
         loader = build_loader(args, dataset, built.data_config, accelerator)
         evaluator, num_classes = build_evaluator(args, dataset, built, loader, accelerator)
-    meter = CohesionMeter(num_classes, accelerator.device) if args.cohesion and built.hook else None
+    meter = create_meter(args, built.hook, num_classes, accelerator) if args.cohesion and built.hook else None
     store = FeatureStore() if args.features_out or args.report else None
 
     def on_features(feature: Tensor, target: Tensor) -> None:
@@ -172,6 +173,16 @@ def evaluate_candidate(
     features, targets = (None, None) if store is None else store.gather(loader)
     row = {**result_row(args, metrics, built), **cohesion}
     return Outcome(candidate, row, built.data_config, dataset if args.report else None, features, targets)
+
+
+def create_meter(
+    args: argparse.Namespace, hook: FeatureHook, num_classes: int, accelerator: Accelerator
+) -> CohesionMeter | None:
+    """The cohesion metrics where they fit; says so if that is not the device, or nowhere."""
+    place = cohesion_place(num_classes, hook.feature_dim, accelerator.device, args.cohesion_memory)
+    if place.reason and accelerator.is_main_process:
+        _logger.warning(place.reason)
+    return None if place.device is None else CohesionMeter(num_classes, place.device)
 
 
 def result_row(args: argparse.Namespace, metrics: dict[str, float], built: Built) -> dict[str, Any]:

@@ -144,3 +144,15 @@ def add_device_args(group: Any) -> None:
     group.add_argument(
         '--no-prefetcher', action='store_true', help='normalise images in the workers instead of on the device'
     )
+
+
+def add_cohesion_memory_arg(group: Any) -> None:
+    """Add the flag of where the cohesion metrics are computed to a script's group."""
+    group.add_argument(
+        '--cohesion-memory',
+        type=float,
+        default=1.0,
+        metavar='GB',
+        help='the cohesion metrics are computed on the CPU where they take more than this, three float64 features for '
+        'each class; and left out if it has not the memory, which a line says before training',
+    )

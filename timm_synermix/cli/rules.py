@@ -308,6 +308,7 @@ _OURS = {
     'strict_data': Rule(resume='free'),
     'max_bad_steps': Rule(_FROM_0, resume='free'),
     'cohesion': Rule(resume='free'),
+    'cohesion_memory': Rule(_FROM_0, resume='free', needs='cohesion'),
     'report': Rule(resume='free'),
     'log_with': Rule(resume='free'),
     'compare': Rule(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from timm_synermix.cli.common_args import add_cohesion_memory_arg
 from timm_synermix.utils.checks import BATCH, MIX, SINGLETONS, SUPPLEMENT
 
 
@@ -176,6 +177,7 @@ def add_look_args(parser: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         help='measure how tight and how far apart the classes are; in each evaluation, by default with --synermix',
     )
+    add_cohesion_memory_arg(group)
     group.add_argument(
         '--log-with',
         nargs='+',

@@ -9,6 +9,7 @@ import tempfile
 
 from timm_synermix.cli.checks import TrainParser, check_amp, check_compile, check_dataset
 from timm_synermix.cli.common_args import (
+    add_cohesion_memory_arg,
     add_compile_args,
     add_data_args,
     add_device_args,
@@ -140,6 +141,7 @@ def add_cohesion_args(parser: argparse.ArgumentParser) -> None:
         default=True,
         help='measure how tight and how far apart the classes are in feature space',
     )
+    add_cohesion_memory_arg(group)
     group.add_argument(
         '--compare',
         nargs='+',

@@ -24,7 +24,7 @@ from timm_synermix.data.overview import log_cost
 from timm_synermix.engine.checkpoint import ResumePoint, RunSaver, experiment_name, output_folder
 from timm_synermix.engine.loaders import create_datasets, create_eval_loader, run_facts
 from timm_synermix.engine.resume import resume_schedule, resume_task
-from timm_synermix.engine.run import Loaders, Place, Run, Trained
+from timm_synermix.engine.run import Evaluation, Loaders, Place, Run, Trained
 from timm_synermix.engine.task import create_mixup_fn, create_task
 from timm_synermix.engine.trackers import RunTrackers
 from timm_synermix.engine.train_loader import create_train_loader, hold_training_images
@@ -172,16 +172,38 @@ def averages_count(args: argparse.Namespace, task: TrainingTask) -> bool:
     return task.has_ema() and not args.model_ema_force_cpu
 
 
-def prepare(args: argparse.Namespace, accelerator: Accelerator, trained: Trained) -> FeatureHook | None:
-    """Compile and distribute what is trained, and hook the model that is evaluated, if cohesion is wanted of it."""
-    task, hook = trained.task, None
+def prepare(args: argparse.Namespace, accelerator: Accelerator, trained: Trained, metric: str) -> Evaluation:
+    """Compile and distribute what is trained, and hook the model that is evaluated, if cohesion is wanted of it.
+
+    Raises:
+        ValueError: --report has nothing to show, as there is not the memory to measure cohesion.
+    """
+    task, evaluation = trained.task, Evaluation(metric)
     if args.cohesion:  # before compile, which does not see later hooks
         hook = FeatureHook(unwrap_model(task.get_eval_model(ema=averages_count(args, task))))
+        evaluation.cohesion_device = cohesion_device(args, hook.feature_dim, accelerator.device)
+        evaluation.hook = None if evaluation.cohesion_device is None else hook
     if args.torchcompile:
         task.compile(backend=args.torchcompile, mode=args.torchcompile_mode)
     task.trainable_module = accelerator.prepare_model(task.trainable_module)
     trained.optimizer = accelerator.prepare_optimizer(trained.optimizer)
-    return hook
+    return evaluation
+
+
+def cohesion_device(args: argparse.Namespace, feature_dim: int, device: torch.device) -> torch.device | None:
+    """Where the cohesion metrics are computed, None for nowhere; says so if it is not the device.
+
+    Raises:
+        ValueError: Nowhere, and --report has nothing to show then.
+    """
+    from timm_synermix.metrics import cohesion_place  # slow to import
+
+    place = cohesion_place(args.num_classes, feature_dim, device, args.cohesion_memory)
+    if place.device is None and args.report:
+        raise ValueError(f'--report needs the cohesion metrics. {place.reason}')
+    if place.reason and args.rank == 0:
+        _logger.warning(place.reason)
+    return place.device
 
 
 def keep_files(run: Run, args_text: str, point: ResumePoint | None) -> None:

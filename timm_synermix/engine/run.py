@@ -104,6 +104,7 @@ class Evaluation:
 
     metric: str = 'loss'  # that ranks checkpoints
     hook: FeatureHook | None = None  # for --cohesion, on the model that is reported
+    cohesion_device: Any = None  # where it is computed
     cohesion: Cohesion | None = None  # of the last evaluation
     results: list[dict[str, Any]] = field(default_factory=list)
     reported: ReportedEpoch | None = None  # what the report shows; of the main process

@@ -28,13 +28,15 @@ class Evaluation:
         self.metrics: dict[str, float] = {}
         self.active = False  # a pass is going on
         self.feature: Tensor | None = None  # of the batch, [N, D]
-        self._num_classes = 1
+        self._num_classes, self._feature_dim = 1, 1
+        self._told = ''  # of where the metrics are computed
 
     def watch(self, model: nn.Module, classifier: list[str] | None) -> None:
         """Let a model, and its copies, be asked for features, before it is compiled; for classifier see FeatureHook."""
         hook = FeatureHook(model, classifier)
         leaf: Any = model.get_submodule(hook.leaf_names[0])
         self._num_classes = max(self._num_classes, len(leaf.weight))
+        self._feature_dim = hook.feature_dim
         watched: Any = model
         watched.synermix_hook = hook
 
@@ -47,6 +49,11 @@ class Evaluation:
             self.feature = pool_feature(feature)
         return logits
 
+    def _tell(self, reason: str) -> None:
+        if reason != self._told and _is_first_process():
+            _logger.warning(reason)
+        self._told = reason
+
     def loader(self, loader: Any) -> EvaluationLoader:
         """An evaluation loader whose passes are measured."""
         return EvaluationLoader(self, loader)
@@ -57,8 +64,13 @@ class Evaluation:
         Raises:
             LaunchError: A batch did not reach a model of timm's create_model.
         """
-        from timm_synermix.metrics import CohesionMeter  # slow to import
+        from timm_synermix.metrics import CohesionMeter, cohesion_place  # slow to import
 
+        place = cohesion_place(self._num_classes, self._feature_dim, 'cpu')
+        self._tell(place.reason)
+        if place.device is None:
+            yield from loader
+            return
         limit, seen = evaluation_sample_limit(loader), 0
         meter = None
         self.active = True
@@ -74,7 +86,7 @@ class Evaluation:
                         "timm's create_model made"
                     )
                 if meter is None:
-                    meter = CohesionMeter(self._num_classes, feature.device)
+                    meter = CohesionMeter(self._num_classes, place.device if place.reason else feature.device)
                 count = len(target) if limit is None else max(0, min(len(target), limit - seen))
                 seen += len(target)
                 meter.update(feature[:count], target[:count])
@@ -83,8 +95,12 @@ class Evaluation:
         if meter is None:
             meter = CohesionMeter(self._num_classes)
         self.metrics = meter.compute().metrics
-        if not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0:
+        if _is_first_process():
             _logger.info('Cohesion: ' + '  '.join(f'{name}: {value:.4g}' for name, value in self.metrics.items()))
+
+
+def _is_first_process() -> bool:
+    return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
 
 
 class EvaluationLoader(WrappedLoader):

@@ -11,12 +11,20 @@ from timm_synermix.metrics.class_moments import (
     IntraClassDistance,
     MinInterClassDistance,
 )
-from timm_synermix.metrics.collection import METRIC_NAMES, Cohesion, CohesionMeter, cohesion_metrics
+from timm_synermix.metrics.collection import (
+    COHESION_MEMORY,
+    METRIC_NAMES,
+    Cohesion,
+    CohesionMeter,
+    cohesion_metrics,
+    cohesion_place,
+)
 from timm_synermix.metrics.nc1 import NC1
 from timm_synermix.metrics.silhouette import Silhouette
 
 __all__ = [
     'CDNV',
+    'COHESION_MEMORY',
     'METRIC_NAMES',
     'NC1',
     'CalinskiHarabasz',
@@ -31,4 +39,5 @@ __all__ = [
     'MinInterClassDistance',
     'Silhouette',
     'cohesion_metrics',
+    'cohesion_place',
 ]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import psutil
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -20,12 +22,14 @@ from timm_synermix.metrics.class_moments import (
     InterClassDistance,
     IntraClassDistance,
     MinInterClassDistance,
-    _ClassMoments,
+    _MomentsMetric,
+    of_these_alone,
 )
+from timm_synermix.metrics.moments import ClassMoments
 from timm_synermix.metrics.nc1 import NC1
 from timm_synermix.metrics.silhouette import Silhouette
 
-# The metrics that are one number, tightness first; silhouette and NC1 share nothing with the others.
+# The metrics that are one number, tightness first; all but the silhouette share their sums.
 _METRICS: dict[str, Callable[..., Metric]] = {
     'intra_class_distance': IntraClassDistance,
     'cosine_cohesion': CosineCohesion,
@@ -42,6 +46,7 @@ _METRICS: dict[str, Callable[..., Metric]] = {
 
 METRIC_NAMES = tuple(_METRICS)
 HIGHER_IS_BETTER: dict[str, bool] = {name: vars(metric)['higher_is_better'] for name, metric in _METRICS.items()}
+COHESION_MEMORY = 1.0  # GB on the device, unless somebody wants more
 
 
 def cohesion_metrics(num_classes: int, feature_dim: int, seed: int = 0) -> MetricCollection:
@@ -53,13 +58,62 @@ def cohesion_metrics(num_classes: int, feature_dim: int, seed: int = 0) -> Metri
         seed: Seed of the silhouette's sample.
     """
     size = dict(num_classes=num_classes, feature_dim=feature_dim)
-    metrics: dict[str, Metric | MetricCollection] = {
-        name: metric(**size, **({'seed': seed} if metric is Silhouette else {}))
-        for name, metric in [*_METRICS.items(), ('class_table', ClassTable)]
-    }
-    shared = [name for name, metric in metrics.items() if isinstance(metric, _ClassMoments)]
-    alone = [[name] for name in metrics if name not in shared]
-    return MetricCollection(metrics, compute_groups=[shared, *alone])
+    moments = ClassMoments(num_classes, feature_dim, product=True)
+    metrics: dict[str, Metric | MetricCollection] = {}
+    for name, metric in [*_METRICS.items(), ('class_table', ClassTable)]:
+        metrics[name] = metric(**size, **({'seed': seed} if metric is Silhouette else {'moments': moments}))
+    shared = [name for name, metric in metrics.items() if isinstance(metric, _MomentsMetric)]
+    return _SharingCollection(metrics, compute_groups=[shared, *([name] for name in metrics if name not in shared)])
+
+
+class _SharingCollection(MetricCollection):
+    """Metrics that share their sums, which one of each group updates."""
+
+    def forward(self, feature: Tensor, target: Tensor) -> dict[str, Any]:
+        """Add features, and return the metrics of these alone."""
+        self.update(feature, target)
+        return of_these_alone(self, feature, target)
+
+
+class CohesionPlace(NamedTuple):
+    """Where the cohesion metrics are computed.
+
+    Attributes:
+        device: The device; None if they are left out.
+        reason: Why it is not the one that was asked for, a line to say; empty if it is.
+    """
+
+    device: torch.device | None
+    reason: str
+
+
+def cohesion_place(
+    num_classes: int, feature_dim: int, device: torch.device | str, limit: float = COHESION_MEMORY
+) -> CohesionPlace:
+    """Where the cohesion metrics of an evaluation fit, which is known before there are any features.
+
+    Every process must call it, and gets the same answer.
+
+    Args:
+        num_classes, feature_dim: Size of what they add up, see `ClassMoments`.
+        device: Where they are computed if that needs limit GB at most; else on the CPU, if half of its free memory is
+            enough, and otherwise not at all.
+        limit: GB.
+    """
+    device, need = torch.device(device), ClassMoments.memory(num_classes, feature_dim) / 1e9
+    if need <= limit:
+        # float64 keeps large sums exact; Apple's GPUs have none
+        return CohesionPlace(torch.device('cpu') if device.type == 'mps' else device, '')
+    processes = int(os.environ.get('LOCAL_WORLD_SIZE', 1))
+    free = psutil.virtual_memory().available / 2 / processes / 1e9
+    what = f'Cohesion metrics of {num_classes:,} classes and {feature_dim:,} features take {need:.1f} GB'
+    fits = [need <= free]
+    if dist.is_available() and dist.is_initialized():
+        fits *= dist.get_world_size()
+        dist.all_gather_object(fits, need <= free)
+    if all(fits):
+        return CohesionPlace(torch.device('cpu'), f'{what}, above --cohesion-memory {limit:g}: they stay on the CPU.')
+    return CohesionPlace(None, f'{what}, more than the CPU has free: they are left out.')
 
 
 class Cohesion(NamedTuple):
@@ -82,13 +136,12 @@ class CohesionMeter:
 
     Args:
         num_classes: Number of classes.
-        device: Where to accumulate.
+        device: Where to accumulate, see `cohesion_place`.
         num_drawn: Classes whose features are kept, spread evenly over all.
     """
 
     def __init__(self, num_classes: int, device: torch.device | str = 'cpu', num_drawn: int = 10) -> None:
         self.num_classes = num_classes
-        # float64 keeps large sums exact; Apple's GPUs have none
         self.device = torch.device('cpu' if torch.device(device).type == 'mps' else device)
         self.drawn_classes = torch.linspace(0, num_classes - 1, min(num_drawn, num_classes)).long()
         self._feature_dim = 0

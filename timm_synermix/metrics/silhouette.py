@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torchmetrics.utilities import dim_zero_cat
 
 from timm_synermix.metrics.class_moments import _ClassMetric
+from timm_synermix.utils.distributed import add_up, gather_tensors
 
 # The mean distance to a class is that to its images in the sample; the fewer these are, the nearer the nearest of many
 # classes looks. So there are 40 of each where that makes 10,000, and ten of each of 1,000 classes at least.
@@ -38,6 +40,7 @@ class Silhouette(_ClassMetric):
     """
 
     higher_is_better = True
+    count: Tensor
     feature: list[Tensor]
     target: list[Tensor]
     priority: list[Tensor]
@@ -50,13 +53,15 @@ class Silhouette(_ClassMetric):
         least, enough = _PER_CLASS
         self.per_class = max(least, size // num_classes, min(enough, least * _CLASSES // num_classes))
         self._class_priority = np.random.default_rng([seed, num_classes]).random(num_classes)
+        self.add_state('count', torch.zeros(num_classes, dtype=torch.int64), dist_reduce_fx='sum')
         for name in ('feature', 'target', 'priority'):
             self.add_state(name, [], dist_reduce_fx='cat')
         self.reset()
 
     def update(self, feature: Tensor, target: Tensor) -> None:
         """Add features `[N, D]`, any floating dtype, and their classes, int64 `[N]`."""
-        feature, target = self._check(feature, target)
+        self._check(feature, target)
+        feature, target = feature.detach().to(self.device, torch.float32), target.to(self.device)
         self.count += target.bincount(minlength=self.num_classes)
         priority = self._generator.random(len(target))
         (places,) = np.nonzero(priority > self._lowest[target.cpu().numpy()])  # the others cannot get in any more
@@ -92,19 +97,46 @@ class Silhouette(_ClassMetric):
         That is a random sample of all images so far, and the samples of several processes can be merged into one.
         """
         feature, target, priority = map(dim_zero_cat, (self.feature, self.target, self.priority))
-        classes, values = target.cpu().numpy(), priority.cpu().numpy()
-        order = np.lexsort((-values, classes))
-        first = np.searchsorted(classes[order], classes[order])
-        chosen = np.arange(len(order)) - first < self.per_class
-        chosen &= np.isin(classes[order], self._present(np.unique(classes)))
-        kept = torch.from_numpy(np.sort(order[chosen])).to(target.device)
+        kept = torch.from_numpy(self._choose(target.cpu().numpy(), priority.cpu().numpy())).to(target.device)
         return feature[kept], target[kept], priority[kept]
+
+    def _choose(self, classes: np.ndarray, priority: np.ndarray) -> np.ndarray:
+        """Which images of some classes and priorities are in the sample of them, bool."""
+        order = np.lexsort((-priority, classes))
+        first = np.searchsorted(classes[order], classes[order])
+        chosen = np.zeros(len(order), dtype=bool)
+        chosen[order] = np.arange(len(order)) - first < self.per_class
+        return chosen & np.isin(classes, self._present(np.unique(classes)))
+
+    def _sync_dist(self, dist_sync_fn: Any = None, process_group: Any = None) -> None:
+        """Merge the samples of all processes: only features that are in the sample of all of them are sent."""
+        group = process_group or self.process_group
+        if not self.priority:
+            self.update(self.count.new_empty(0, self.feature_dim), self.count.new_empty(0))
+        self._trim()
+        (feature,), (target,), (priority,) = self.feature, self.target, self.priority
+        self.count = self.count.clone()
+        add_up(self.count, group)
+        everyone: list[Any] = [None] * dist.get_world_size(group)
+        dist.all_gather_object(everyone, (target.cpu(), priority.cpu()), group=group)
+        chosen = self._choose(*(torch.cat(part).numpy() for part in zip(*everyone, strict=True)))
+        lengths = [len(part[0]) for part in everyone]
+        kept = np.split(chosen, np.cumsum(lengths)[:-1])
+        most = max(int(k.sum()) for k in kept)
+        own = torch.from_numpy(np.flatnonzero(kept[dist.get_rank(group)])).to(feature.device)
+        sent = feature.new_zeros(most, self.feature_dim)
+        sent[: len(own)] = feature[own]
+        parts = gather_tensors(sent, group)
+        self.feature = [torch.cat([part[: k.sum()] for part, k in zip(parts, kept, strict=True)])]
+        self.target, self.priority = (
+            [torch.cat(part)[torch.from_numpy(chosen)].to(feature.device)] for part in zip(*everyone, strict=True)
+        )
 
     def reset(self) -> None:
         """Forget all images."""
         super().reset()
         self._lowest = np.full(self.num_classes, -1.0)  # priority that an image of the class must exceed
-        rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+        rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
         # A spawned sequence is independent of default_rng(seed), by which somebody may have drawn the data.
         self._generator = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(rank,)))
 
@@ -113,13 +145,14 @@ class Silhouette(_ClassMetric):
         from sklearn import config_context  # slow to import
         from sklearn.metrics import silhouette_samples
 
+        nothing = torch.tensor(torch.nan, dtype=torch.float64, device=self.count.device)
         if not len(self.priority):
-            return self.count.new_tensor(torch.nan)
+            return nothing
         feature, target, _ = self._sample()
         if not 2 <= len(target.unique()) < len(target) or not feature.isfinite().all():
-            return self.count.new_tensor(torch.nan)
+            return nothing
         with config_context(working_memory=_MEMORY):
-            value = silhouette_samples(feature.float().cpu().numpy(), target.cpu().numpy())
+            value = silhouette_samples(feature.cpu().numpy(), target.cpu().numpy())
         sampled = target.bincount(minlength=self.num_classes)
-        weight = (self.count / sampled)[target].cpu().numpy()
-        return self.count.new_tensor(np.average(value, weights=weight))
+        weight = (self.count.double() / sampled)[target].cpu().numpy()
+        return torch.full_like(nothing, np.average(value, weights=weight))

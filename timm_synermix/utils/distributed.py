@@ -66,3 +66,25 @@ def lost_worker_reason(error: BaseException) -> str:
     """What to tell a user of it, in one line."""
     reason = str(error).strip().splitlines()[-1].partition('. ')[0].rstrip('. ')
     return f'{reason}, as the system does when memory runs out: fewer --workers need less'
+
+
+def add_up(tensor: torch.Tensor, group: Any = None, size: int = 2**24) -> None:
+    """Add a tensor up over the processes of a group, in place and a part at a time; every process must call it."""
+    for part in tensor.view(-1).split(size):
+        moved = part.to(_exchanged_on(part, group))
+        dist.all_reduce(moved, group=group)
+        if moved.device != part.device:
+            part.copy_(moved)
+
+
+def gather_tensors(tensor: torch.Tensor, group: Any = None) -> list[torch.Tensor]:
+    """The tensors of all processes of a group, which have one shape; every process must call it."""
+    moved = tensor.to(_exchanged_on(tensor, group)).contiguous()
+    gathered = [torch.empty_like(moved) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(gathered, moved, group=group)
+    return [each.to(tensor.device) for each in gathered]
+
+
+def _exchanged_on(tensor: torch.Tensor, group: Any) -> torch.device:
+    """Where a group exchanges a tensor: NCCL knows those of GPUs alone."""
+    return torch.device('cuda') if dist.get_backend(group) == 'nccl' else tensor.device
