@@ -50,9 +50,9 @@ class FeatureHook:
 
     @property
     def feature_dim(self) -> int:
-        """Length D of a feature, as the first classifier takes it."""
-        leaf: Any = self._leaves[0]
-        return int(getattr(leaf, 'in_features', None) or leaf.in_channels)
+        """Length D of a feature of an image, those of several classifiers joined, see `pool_feature`."""
+        leaves: list[Any] = self._leaves
+        return sum(int(getattr(leaf, 'in_features', None) or leaf.in_channels) for leaf in leaves)
 
     def _visit(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         if not self._active:
