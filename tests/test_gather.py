@@ -19,7 +19,12 @@ from timm_synermix.utils.random import seed_of
 TARGET = torch.tensor([0, 1, 0, 3, 2, 1, 3, 3, 4])
 CUT = [slice(0, 5), slice(5, 9)]  # unequal parts; classes 1 and 3 are in both
 ROWS = 7  # per rank, padding included
-CASES = [dict(), dict(fused=True), dict(num_mixed=1), dict(beta=1.0), dict(compiled=True)]
+CASES = [dict(), dict(fused=True), dict(num_mixed=1), dict(beta=1.0), dict(compiled=True), dict(one_class=True)]
+
+
+def targets(case):
+    """Of one class there is nothing for the second rank to classify."""
+    return torch.full_like(TARGET, 2) if case.get('one_class') else TARGET
 
 
 class Model(nn.Sequential):
@@ -64,17 +69,20 @@ def run_rank(folder):
     try:
         results = []
         for case in CASES:
-            case, model = dict(case), create_model()
+            case, target, model = dict(case), targets(case)[CUT[rank]], create_model()
+            case.pop('one_class', None)
             compiled = case.pop('compiled', False)
             task = SynerMixTask(model, **{'beta': 0.3, **case}, gather_rows=ROWS, seed=5, verbose=False)
             if compiled:
                 task.compile(backend='eager')
             task.trainable_module = DistributedDataParallel(task.trainable_module)
             clean, augmented = images()[:, CUT[rank]]
-            result = task(torch.cat([clean, augmented]), TARGET[CUT[rank]])
+            result = task(torch.cat([clean, augmented]), target)
+            if 'inter_loss' not in result:
+                assert len(result['output']) == ROWS  # whatever the number of ranks
             result['loss'].backward()
             results.append((result['intra_loss'], [p.grad for p in model.parameters()]))
-            assert_parts_have_the_same_gradients(task, torch.cat([clean, augmented]), TARGET[CUT[rank]])
+            assert_parts_have_the_same_gradients(task, torch.cat([clean, augmented]), target)
         torch.save(results, f'{folder}/rank{rank}.pt')
         with pytest.raises(ValueError, match='at least the 3 rows of this rank, got 2'):
             gather_rows(torch.zeros(3, 1), 2)
@@ -86,9 +94,9 @@ def test_two_ranks_equal_one(tmp_path, monkeypatch):
     run_ranks(run_rank, str(tmp_path), folder=tmp_path)
     ranks = [torch.load(tmp_path / f'rank{rank}.pt') for rank in (0, 1)]
     for case, first, second in zip(CASES, *ranks, strict=True):
-        whole_model = create_model()
+        whole_model, target = create_model(), targets(case)
         generator = torch.Generator().manual_seed(seed_of('mix', 5, 0, 0))
-        padded = torch.full((2 * ROWS,), -100).scatter_(0, where(), TARGET)
+        padded = torch.full((2 * ROWS,), -100).scatter_(0, where(), target)
         # the draws of the two ranks, for the images alone
         draws = row_weight(padded.clamp(min=-1) + 1, num_mixed=case.get('num_mixed', 0), generator=generator)[where()]
         monkeypatch.setattr(
@@ -96,15 +104,15 @@ def test_two_ranks_equal_one(tmp_path, monkeypatch):
         )
         task = SynerMixTask(whole_model, beta=case.get('beta', 0.3), verbose=False)
         clean, augmented = images()
-        result = task(torch.cat([clean, augmented]), TARGET)
+        result = task(torch.cat([clean, augmented]), target)
         loss = result['loss']
         if 'inter_loss' in result:  # the mean over two ranks weighs their images alike, whatever their number
-            parts = [nn.functional.cross_entropy(whole_model(augmented[cut]), TARGET[cut]) for cut in CUT]
-            loss = loss + 0.7 * (sum(parts) / 2 - nn.functional.cross_entropy(whole_model(augmented), TARGET))
+            parts = [nn.functional.cross_entropy(whole_model(augmented[cut]), target[cut]) for cut in CUT]
+            loss = loss + 0.7 * (sum(parts) / 2 - nn.functional.cross_entropy(whole_model(augmented), target))
         loss.backward()
         for intra_loss, gradients in (first, second):
             torch.testing.assert_close(intra_loss, result['intra_loss'])
             for got, p in zip(gradients, whole_model.parameters(), strict=True):
                 torch.testing.assert_close(got, p.grad)
-        apart = SynerMixTask(copy.deepcopy(whole_model), beta=1.0, verbose=False)(clean[CUT[0]], TARGET[CUT[0]])
+        apart = SynerMixTask(copy.deepcopy(whole_model), beta=1.0, verbose=False)(clean[CUT[0]], target[CUT[0]])
         assert abs(apart['loss'] - result['intra_loss']) > 1e-3  # one rank by itself is another thing

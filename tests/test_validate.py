@@ -125,7 +125,15 @@ def test_every_flag_of_timm(flag):
 def test_the_flags_timm_does_not_have():
     known = {name for flag in FLAGS for name in flag['names']}
     ours = {name for action in validate.parser._actions for name in action.option_strings} - known
-    mine = {'--cohesion', '--no-cohesion', '--compare', '--features-out', '--report', '--no-use-ema'}
+    mine = {
+        '--cohesion',
+        '--no-cohesion',
+        '--cohesion-memory',
+        '--compare',
+        '--features-out',
+        '--report',
+        '--no-use-ema',
+    }
     assert ours == {'-h', '--help'} | mine
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from timm_synermix.features import FeatureHook
 from timm_synermix.functional import mix_rows
 from timm_synermix.task.feature_bank import BankMix
-from timm_synermix.task.gather import gather_rows
+from timm_synermix.task.gather import gather_rows, own_share
 from timm_synermix.task.main_norm import main_norm_alone
 from timm_synermix.task.mixup import Mixer
 
@@ -73,9 +73,9 @@ class SynerMixModule(nn.Module):
             image: The image that each row and weight is of, see `LabelMix`; None for one each.
 
         Returns:
-            Intra-class logits, rows as in `class_rows`, those of several classifiers averaged as in evaluation; the
-            output of trainable, of a model its logits `[N', num_classes]`; None for what was skipped. And the clean
-            features before the mix, detached, for each classifier of the model.
+            Intra-class logits, rows as in `class_rows` (of gathered ones the `own_share`), those of several classifiers
+            averaged as in evaluation; the output of trainable, of a model its logits `[N', num_classes]`; None for what
+            was skipped. And the clean features before the mix, detached, for each classifier of the model.
         """
         features: list[Tensor] = []
 
@@ -86,13 +86,16 @@ class SynerMixModule(nn.Module):
             if self.gather_rows:
                 feature = gather_rows(feature, self.gather_rows)
             mixed = mix_rows(feature, row, weight)
+            if self.gather_rows:
+                mixed = own_share(mixed)
             return mixed if bank is None else bank.add_to(mixed, len(features) - 1)
 
         if clean is not None and augmented is not None and self.fused:
             n = len(clean)
             with self._mixing(n + len(augmented), n):
                 logits, _ = self.hook(torch.cat([clean, augmented]), lambda f: torch.cat([mix(f[:n]), f[n:]]))
-            return logits[: len(row)], logits[len(row) :], tuple(features)
+            num_mixes = len(logits) - len(augmented)
+            return logits[:num_mixes], logits[num_mixes:], tuple(features)
         intra_logits: Any = None
         output = None
         if clean is not None:

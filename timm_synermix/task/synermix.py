@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from timm_synermix.functional import IGNORE_INDEX, class_rows, row_weight, synermix_loss
 from timm_synermix.task.criterion import class_mean_loss, intra_class_criterion, skipping_padding
 from timm_synermix.task.feature_bank import BankMix, FeatureBank
-from timm_synermix.task.gather import gather_rows
+from timm_synermix.task.gather import gather_rows, mean_over_ranks, share_weight
 from timm_synermix.task.main_norm import split_norms
 from timm_synermix.task.mixup import Mixer
 from timm_synermix.task.module import SynerMixModule, take_trainable
@@ -312,6 +312,9 @@ class SynerMixTask(ClassificationTask):
         losses: dict[str, Tensor] = {}
         if intra_logits is not None and draw.labels is not None:
             losses['intra_loss'] = label_mean_loss(intra_criterion, intra_logits, draw.labels)
+        elif intra_logits is not None and self.gather_rows:
+            share, weight = share_weight(draw.row_target)
+            losses['intra_loss'] = mean_over_ranks(weight * class_mean_loss(intra_criterion, intra_logits, share))
         elif intra_logits is not None:
             losses['intra_loss'] = class_mean_loss(intra_criterion, intra_logits, draw.row_target)
         output = intra_logits
