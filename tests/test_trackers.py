@@ -8,6 +8,7 @@ import sys
 import time
 from argparse import Namespace
 
+import accelerate
 import numpy as np
 import pytest
 import timm
@@ -297,6 +298,24 @@ def test_a_tracker_that_cannot_start_is_one_line(run_train, monkeypatch, capsys,
     assert error.value.code == 2
     assert 'the trackers wandb cannot be started: No API key configured.' in capsys.readouterr().err
     assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize('method', ['log', 'log_images', 'finish'])
+def test_a_tracker_that_fails_stops_no_training(run_train, monkeypatch, caplog, method):
+    """One line, and all that is kept on the disk is as without it."""
+    calls = []
+
+    def fail(self, *args, **kwargs):
+        calls.append(method)
+        raise RuntimeError('the server is gone\nand a traceback')
+
+    monkeypatch.setattr(accelerate.tracking.TensorBoardTracker, method, fail)
+    run = run_train('--synermix', '--log-with', 'tensorboard', '--epochs', '2', '--log-interval', '1')
+    (line,) = [text for text in caplog.messages if 'has failed' in text]
+    assert line == 'The tracker tensorboard has failed, the run goes on without it: the server is gone'
+    assert calls == [method]
+    assert [row['epoch'] for row in run.summary()] == [0, 1]
+    assert run.checkpoint()['epoch'] == 1
 
 
 def test_nothing_is_logged_unasked(run_train, monkeypatch):

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from timm_synermix.engine.checkpoint import ResumePoint
+from timm_synermix.engine.tracker_guard import TrackerGuard
 from timm_synermix.engine.tracker_start import start_tracker
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class RunTrackers:
             return
         names = list(map(str, accelerator.log_with))
         try:
-            self.trackers = [start_tracker(name, args, folder, resume_from) for name in names]
+            self.trackers = [TrackerGuard(start_tracker(name, args, folder, resume_from)) for name in names]
         except Exception as error:  # each tracker has errors of its own
             raise ValueError(f'--log-with: the trackers {", ".join(names)} cannot be started: {error}') from error
         accelerator.trackers = self.trackers  # which ends them with the training
@@ -109,7 +110,7 @@ class RunTrackers:
         }
         for tracker in self.trackers:
             if tracker.name == 'wandb':
-                define_best(tracker.run, row)
+                tracker.attempt(define_best, tracker.run, row)
         self._log(row, update)
         if cohesion is None:
             return
