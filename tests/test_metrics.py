@@ -241,7 +241,8 @@ def test_many_classes_a_few_rows_at_a_time(metric_class, monkeypatch):
 
 @pytest.mark.parametrize('metric_class', METRICS, ids=lambda m: m.__name__)
 def test_nothing_seen_is_nan(metric_class):
-    with warnings.catch_warnings(action='ignore', category=UserWarning):  # torchmetrics says so, too
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', UserWarning)  # torchmetrics says so, too
         assert metric_class(3, 2).compute().isnan()
 
 
