@@ -1,10 +1,17 @@
 # Every target makes .venv and installs the project first where that has not been done.
+ifeq ($(OS),Windows_NT)
+PYTHON ?= python
+SCRIPTS := Scripts
+else
 PYTHON ?= python3
+SCRIPTS := bin
+endif
 VENV := .venv
-BIN := $(VENV)/bin
+BIN := $(VENV)/$(SCRIPTS)
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo bench bench-quick reproduce test test-slow test-all timm-tests test-newest quality style docs clean
+.PHONY: demo bench bench-quick reproduce test test-slow test-all timm-tests test-oldest test-newest release quality style \
+	docs clean
 
 demo: $(INSTALLED)
 	$(BIN)/python examples/demo.py
@@ -38,12 +45,35 @@ test-all: $(INSTALLED)
 timm-tests: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/timm_tests.py
 
-# The newest release of everything, in an environment of its own: first what has changed in timm, then the tests.
+# The oldest release of everything that pyproject.toml allows, in an environment of its own. What those warn of is theirs.
+OLDEST := .venv-oldest/$(SCRIPTS)
+test-oldest:
+	$(PYTHON) -m venv .venv-oldest
+	$(OLDEST)/python -m pip install --quiet uv
+	$(OLDEST)/uv pip compile --quiet --python $(OLDEST)/python --resolution lowest-direct pyproject.toml \
+		--output-file .venv-oldest/oldest.txt
+	$(OLDEST)/uv pip install --quiet --python $(OLDEST)/python --constraint .venv-oldest/oldest.txt --editable '.[dev]'
+	OMP_NUM_THREADS=1 $(OLDEST)/python -m pytest -n $(WORKERS) --dist loadfile -W default
+
+# The newest release of everything, pre-releases too: first what has changed in timm, then the tests.
+NEWEST := .venv-newest/$(SCRIPTS)
 test-newest:
 	$(PYTHON) -m venv .venv-newest
-	.venv-newest/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager --editable '.[dev]'
-	.venv-newest/bin/python tests/newest_timm.py
-	OMP_NUM_THREADS=1 .venv-newest/bin/python -m pytest -n $(WORKERS) --dist loadfile
+	$(NEWEST)/python -m pip install --quiet --pre --upgrade --upgrade-strategy eager --editable '.[dev]'
+	$(NEWEST)/python tests/newest_timm.py
+	OMP_NUM_THREADS=1 $(NEWEST)/python -m pytest -n $(WORKERS) --dist loadfile
+
+# dist/: what goes to PyPI, looked over, and the wheel tried where nothing else is.
+RELEASE := .venv-release/$(SCRIPTS)
+release: quality
+	rm -rf dist .venv-release
+	$(PYTHON) -m venv .venv-release
+	$(RELEASE)/python -m pip install --quiet build twine
+	$(RELEASE)/python -m build
+	$(RELEASE)/python -m twine check --strict dist/*
+	$(PYTHON) -m venv --clear .venv-release
+	$(RELEASE)/python -m pip install --quiet dist/*.whl
+	$(RELEASE)/python tests/try_installed.py
 
 quality: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -59,7 +89,7 @@ docs: $(INSTALLED)
 	$(BIN)/python docs/make_flags.py
 
 clean:
-	rm -rf $(VENV) .venv-newest build dist *.egg-info
+	rm -rf $(VENV) .venv-oldest .venv-newest .venv-release build dist *.egg-info
 
 $(INSTALLED): pyproject.toml setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \

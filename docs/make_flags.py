@@ -18,7 +18,8 @@ as `--help synermix` or `--help optimizer`, and `--help` alone the flags that pe
 `train.py` and `validate.py` take every flag of timm VERSION's scripts, with timm's names, types and defaults, and those
 of their own that come first here. A flag may also be a line of a YAML file for `--config`: `batch_size: 64`, `synermix:
 true`, `mean: [0.5, 0.5, 0.5]`, `model_kwargs: {drop_rate: 0.1}`. What is given on the command line counts more, and
-`base: other.yaml` starts from another file. A misspelt key is an error, one that nobody knows a warning.
+`base: other.yaml` starts from another file. Recipes that come with the package go by their names: `--config
+cifar100/synermix_mixup`. A misspelt key is an error, one that nobody knows a warning.
 
 How to choose the SynerMix flags, and what each is for: [method.md](method.md). What the scripts read and write:
 [scripts.md](scripts.md).

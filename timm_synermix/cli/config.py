@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import yaml
 
 from timm_synermix.cli.common_args import ParseKwargs
+from timm_synermix.cli.recipes import find_config
 
 _logger = logging.getLogger(__name__)
 
@@ -21,23 +22,25 @@ _MOST_VALUES = 10_000  # of a config; aliases of aliases grow without end
 def load_config(parser: argparse.ArgumentParser, path: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
     """Read the arguments in a YAML file. Unknown keys are named and left out, misspelt ones are errors.
 
-    A key `base` names another config, relative to this one, whose values those of this one override.
+    A key `base` names another config, relative to this one or a recipe of the package, whose values those of this one
+    override.
 
     Args:
         parser: Knows the arguments.
-        path: The file.
+        path: The file, or the name of a recipe of the package.
         above: The configs that this one is a base of.
 
     Raises:
         ValueError: Names the file, the key and what is wrong.
     """
+    path = find_config(path)
     config = read_mapping(path)
     values = {}
     base = config.pop('base', None)
     if base is not None:
         if not isinstance(base, str) or not base:
             raise ValueError(f'base in {path} must be the name of a file, got {base!r}')
-        base = os.path.join(os.path.dirname(path), base)
+        base = find_config(base, os.path.dirname(path))
         above = (*above, os.path.realpath(path))
         if os.path.realpath(base) in above:
             raise ValueError(f'{path} is a base of itself')

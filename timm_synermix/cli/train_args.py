@@ -32,7 +32,13 @@ _logger = logging.getLogger(__name__)
 def create_parsers() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
     """The parser of what comes before the arguments of the training, --config above all, and the parser of those."""
     config_parser = TrainParser(add_help=False)
-    config_parser.add_argument('-c', '--config', default='', type=str, help='YAML file of defaults for the other flags')
+    config_parser.add_argument(
+        '-c',
+        '--config',
+        default='',
+        type=str,
+        help='YAML file of defaults for the other flags, or the name of a recipe: cifar100/synermix_mixup',
+    )
     parser = TrainParser(
         description='Train an image classifier with timm, and with SynerMix.',
         parents=[config_parser],
