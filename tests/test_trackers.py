@@ -23,6 +23,7 @@ from wandb.proto.wandb_internal_pb2 import Record
 import train
 from timm_synermix import FeatureHook
 from timm_synermix.engine.progress import LossMeter
+from timm_synermix.engine.tracker_guard import TrackerGuard
 from timm_synermix.engine.tracker_start import _wandb_arguments, recipe_name, tracker_names
 from timm_synermix.engine.trackers import RunTrackers
 from timm_synermix.metrics.collection import METRIC_NAMES, CohesionMeter, cohesion_metrics
@@ -196,7 +197,7 @@ def test_a_recipe_of_many_classes_has_one_table():
     sent.log, sent.log_images = (lambda values: None), (lambda values: None)
     sent.log_table = lambda name, columns, data: tables.append(len(data))
     trackers = RunTrackers(Namespace(log_with=[]), None, '', None)
-    trackers.trackers = [sent]
+    trackers.trackers = [TrackerGuard(sent)]
     for num_classes in (1000, 1001):
         meter = CohesionMeter(num_classes, num_drawn=3)
         meter.update(torch.randn(2 * num_classes, 4), torch.arange(num_classes).repeat(2))
