@@ -15,7 +15,7 @@ from timm_synermix import create_synermix_loader
 from timm_synermix.data.augment_ops import mend_augmentation
 from timm_synermix.data.dataset import ReadableImages, UnreadableImage
 from timm_synermix.data.dataset_factory import create_dataset
-from timm_synermix.data.draws import Draw
+from timm_synermix.data.draws import Draws
 from timm_synermix.data.sample_dataset import SampleDataset
 from timm_synermix.data.stream import ReadableStream
 
@@ -133,7 +133,7 @@ def samples_of(size, colours, **kwargs):
 def test_another_image_takes_the_place_of_one_that_a_transform_fails_for(caplog):
     samples = samples_of(20, {4})
     for epoch in (0, 1):
-        drawn = samples.__getitems__([Draw(epoch, 0, i) for i in (3, 4, 5)])
+        drawn = samples.__getitems__(Draws([3, 4, 5], epoch, 0, 0))
         assert [image for image, _ in drawn][::2] == [3, 5]
         image, target = drawn[1]
         assert image % 2 == target == 0
@@ -145,7 +145,7 @@ def test_another_image_takes_the_place_of_one_that_a_transform_fails_for(caplog)
 
 def test_a_transform_that_fails_stops_strict_data():
     with pytest.raises(UnreadableImage, match='image 4 cannot be transformed'):
-        samples_of(20, {4}, strict=True)[Draw(0, 0, 4)]
+        samples_of(20, {4}, strict=True).__getitems__(Draws([4], 0, 0, 0))
 
 
 @pytest.mark.parametrize(('size', 'share', 'allowed'), [(1000, 1000, 10), (1000, 500, 5), (20, 20, 1)])
@@ -154,10 +154,10 @@ def test_a_transform_that_fails_for_over_one_in_a_hundred_stops(size, share, all
     samples = samples_of(size, bad, epoch_size=share)
     for epoch in (0, 1):  # each epoch counts by itself
         for i in sorted(bad)[:-1]:
-            samples.__getitems__([Draw(epoch, 0, i), Draw(epoch, 0, 1)])
-            samples.__getitems__([Draw(epoch, 0, i), Draw(epoch, 0, 1)])  # again: no other image
+            samples.__getitems__(Draws([i, 1], epoch, 0, number=1))  # this batch draws no other bad image
+            samples.__getitems__(Draws([i, 1], epoch, 0, number=1))  # again: no other image
     with pytest.raises(UnreadableImage, match=rf'over 1 % of the images \({allowed + 1} of {share} so far\).*KeyError'):
-        samples[Draw(1, 0, max(bad))]
+        samples.__getitems__(Draws([max(bad)], 1, 0, 0))
 
 
 @pytest.mark.parametrize(

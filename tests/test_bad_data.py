@@ -13,7 +13,7 @@ from timm.data import create_transform
 from timm_synermix import create_synermix_loader
 from timm_synermix.data.dataset import ReadableImages, UnreadableImage
 from timm_synermix.data.dataset_factory import create_dataset
-from timm_synermix.data.draws import Draw, Views, with_image
+from timm_synermix.data.draws import Draws, Views, with_image
 from timm_synermix.data.sample_dataset import SampleDataset
 
 
@@ -162,8 +162,8 @@ def test_choice_of_the_image(broken, items, allowed):
     seen = [set() for _ in items]
     for epoch in range(30):
         samples = SampleDataset(Pairs(len(TARGETS), broken), targets=TARGETS)
-        drawn = samples.__getitems__([Draw(epoch, 0, item) for item in items])
-        assert drawn == samples.__getitems__([Draw(epoch, 0, item) for item in items])
+        drawn = samples.__getitems__(Draws(items, epoch, 0, 0))
+        assert drawn == samples.__getitems__(Draws(items, epoch, 0, 0))
         for i, sample in enumerate(drawn):
             seen[i].add(sample)
         originals = [item for item in items if not isinstance(item, tuple)]
@@ -174,17 +174,17 @@ def test_choice_of_the_image(broken, items, allowed):
 
 def test_without_labels_any_image_takes_the_place(caplog):
     samples = SampleDataset(Numbers(11, [3]))
-    assert {samples[Draw(epoch, 0, 3)] for epoch in range(60)} == set(range(11)) - {3}
+    assert {samples.__getitems__(Draws([3], epoch, 0, 0))[0] for epoch in range(60)} == set(range(11)) - {3}
     assert caplog.text.count('image 3 cannot be read') == 1
     assert samples[3] != 3  # an evaluation's items are plain
 
 
 def test_when_nothing_can_be_read_it_stops(caplog):
     with pytest.raises(UnreadableImage, match='image 0 cannot be read: it is broken; nor can another'):
-        SampleDataset(Numbers(200, range(200)), targets=np.zeros(200, int))[Draw(0, 0, 0)]
+        SampleDataset(Numbers(200, range(200)), targets=np.zeros(200, int)).__getitems__(Draws([0], 0, 0, 0))
     samples = SampleDataset(broken := Numbers(200, range(200)), targets=np.zeros(200, int))
     with pytest.raises(UnreadableImage):
-        samples.__getitems__([Draw(0, 0, 0), Draw(0, 0, 1)])
+        samples.__getitems__(Draws([0, 1], 0, 0, 0))
     assert len(broken.tried) <= 13  # the shared disk is gone: it is not asked for every image of the class
 
 
@@ -198,9 +198,9 @@ def test_odd_images_are_read_as_timm_reads_them(tmp_path, use_prefetcher):
     reference.transform = create_transform((3, 16, 16), crop_pct=1.0)
     ((x, y),) = loader
     assert len(y) == 10
-    for view, draw in zip(x, next(iter(loader.batch_sampler)), strict=False):
+    for view, item in zip(x, next(iter(loader.batch_sampler)).items, strict=False):
         # the clean view is resized as a tensor: at most 2 of 255 apart, in units of the standard deviation
-        torch.testing.assert_close(view, reference[draw.item][0], atol=2.01 / 255 / 0.224, rtol=0)
+        torch.testing.assert_close(view, reference[item][0], atol=2.01 / 255 / 0.224, rtol=0)
     assert loader.dataset.num_skipped(0) == 0
 
 

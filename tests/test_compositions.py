@@ -277,8 +277,8 @@ def test_splits_are_those_of_timm_behind_the_clean_views(image_folder):
     evaluation = create_transform(32)
     for (input, target), draws in zip(loader, loader.batch_sampler, strict=True):
         expected = []
-        for epoch, occurrence, image in draws:
-            seed_everything(seed_of('sample', 42, epoch, image, occurrence))
+        seed_everything(seed_of('batch', 42, draws.epoch, draws.rank, draws.number))
+        for image in draws.items:
             views, label = splits[image]
             expected.append((evaluation(reference.read(image)[0]), *views, label))
         clean, *others, label = zip(*expected, strict=True)
@@ -368,13 +368,13 @@ def test_both_views_have_the_size_of_their_batch(image_folder, clean_view):
     images = ReadableImages(create_dataset('', root=str(image_folder), split='train'))
     seen = set()
     for (input, target), draws in zip(loader, loader.batch_sampler, strict=True):
-        size = [32, 48][views_of(draws[0].item).size]
+        size = [32, 48][views_of(draws.items[0]).size]
         seen.add(size)
         assert input.shape == ((1 + clean_view) * len(target), 3, size, size)
         if clean_view:
             evaluation = create_transform(size, crop_pct=1.0, interpolation='nearest')
-            for image, draw in zip(input[: len(target)], draws, strict=True):
-                assert torch.equal(image, evaluation(images.read(views_of(draw.item).image)[0]))
+            for image, item in zip(input[: len(target)], draws.items, strict=True):
+                assert torch.equal(image, evaluation(images.read(views_of(item).image)[0]))
     assert seen == {32, 48}
 
 

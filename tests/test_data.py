@@ -15,7 +15,7 @@ from timm_synermix import create_synermix_loader, dataset_targets
 from timm_synermix.data.classes import check_classes
 from timm_synermix.data.dataset import TwoViewDataset
 from timm_synermix.data.dataset_factory import _file_names, create_dataset, describe
-from timm_synermix.data.draws import Draw, Views, image_of
+from timm_synermix.data.draws import Draws, Views, image_of
 from timm_synermix.data.transforms import TwoViewTransform
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
@@ -382,15 +382,16 @@ def test_a_split_that_is_not_there_is_not_replaced_by_everything(image_folder, t
 
 
 def test_an_image_is_augmented_anew_in_every_epoch_and_place(image_folder):
-    """As timm would: with the same seed alike, in another epoch, or a second time in one epoch, in another way."""
-    samples = load(image_folder)[1].dataset
+    """As timm would: alike with the same seed; in another way in another epoch, process or batch, or a second time."""
 
-    def augmented(*draw):
-        return samples[Draw(*draw)][0][1]
+    def augmented(epoch, rank, number, seed=42):
+        samples = load(image_folder, seed=seed)[1].dataset
+        return [views[1] for views, _ in samples.__getitems__(Draws([3, 3], epoch, rank, number))]
 
-    assert torch.equal(augmented(0, 0, 3), augmented(0, 0, 3))
-    others = [augmented(1, 0, 3), augmented(0, 1, 3), load(image_folder, seed=1)[1].dataset[Draw(0, 0, 3)][0][1]]
-    assert not any(torch.equal(augmented(0, 0, 3), other) for other in others)
+    first, again = augmented(0, 0, 0)
+    assert torch.equal(first, augmented(0, 0, 0)[0])
+    others = [again, augmented(1, 0, 0)[0], augmented(0, 1, 0)[0], augmented(0, 0, 1)[0], augmented(0, 0, 0, seed=1)[0]]
+    assert not any(torch.equal(first, other) for other in others)
 
 
 def test_without_clean_views_the_batches_are_the_same(image_folder):

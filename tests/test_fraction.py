@@ -98,10 +98,9 @@ def test_a_batch_has_clean_views_of_its_first_images(image_folder, splits):
     labels = [label for _, label in create_dataset('', root=str(image_folder), split='train').reader]
     clean_view = {}
     for (input, target), batch in zip(whole, whole.batch_sampler, strict=True):
-        for view, draw in zip(input[: len(target)], batch):
-            clean_view[draw.item] = view
+        clean_view.update(zip(batch.items, input[: len(target)]))
     for (input, target), batch in zip(some, some.batch_sampler, strict=True):
-        items = [draw.item for draw in batch]
+        items = batch.items
         clean = [item for item in items if not isinstance(item, Views)]
         assert 0 < len(clean) < len(items) == len(target)
         assert len(input) == len(clean) + max(1, splits) * len(items)

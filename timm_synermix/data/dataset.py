@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Callable
 from contextlib import suppress
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
 from timm_synermix.data.draws import views_of
+from timm_synermix.data.pixels import Pixels, decode_jpeg, transform_pixels
 from timm_synermix.data.transforms import TwoViewTransform
 
 
@@ -52,8 +54,10 @@ class ReadableImages(Dataset):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
-        image, target = self.read(index)
-        return (image if self.transform is None else self.transform(image)), target
+        if self.transform is None:
+            return self.read(index)
+        image, target = self.read_pixels(index)
+        return transform_pixels(self.transform, image), target
 
     def read(self, index: int) -> tuple[Any, Any]:
         """The image, decoded but not transformed, and its target.
@@ -61,6 +65,11 @@ class ReadableImages(Dataset):
         Raises:
             UnreadableImage: It cannot be read, for whatever reason.
         """
+        image, target = self.read_pixels(index)
+        return image.image() if isinstance(image, Pixels) else image, target
+
+    def read_pixels(self, index: int) -> tuple[Any, Any]:
+        """The same, but the image as `Pixels` if it is a JPEG that is decoded without Pillow."""
         try:
             image, target = _read(self.dataset, index)
             return self._convert(image, index) if isinstance(image, Image.Image) else image, target
@@ -97,17 +106,23 @@ def _read(dataset: Any, index: int) -> tuple[Any, Any]:
         image, target, *_ = dataset[index]
         return image, target
     # ImageDataset.__getitem__ without its rule of taking the next image, and without its conversion
-    image, target, *_ = dataset.reader[index]
-    if dataset.load_bytes:
-        image = image.read()
-    else:
-        image = Image.open(image)
-        image.load()
+    file, target, *_ = dataset.reader[index]
+    data = file.read()
+    image = data if dataset.load_bytes else _decode(data, dataset.input_img_mode)
     if target is None:
         target = -1
     elif dataset.target_transform is not None:
         target = dataset.target_transform(target)
     return image, target
+
+
+def _decode(data: bytes, mode: str | None) -> Pixels | Image.Image:
+    pixels = decode_jpeg(data) if mode == 'RGB' else None
+    if pixels is not None:
+        return pixels
+    image = Image.open(io.BytesIO(data))
+    image.load()
+    return image
 
 
 def image_name(dataset: Any, index: int) -> str:
@@ -142,7 +157,7 @@ class TwoViewDataset(ReadableImages):
 
     def __getitem__(self, item: Any) -> tuple[tuple[Tensor | None, ...], int]:
         wanted = views_of(item)
-        image, target = self.read(wanted.image)
+        image, target = self.read_pixels(wanted.image)
         return self.transforms[wanted.size](image, wanted.clean, wanted.augmented), target
 
 

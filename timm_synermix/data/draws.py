@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -26,31 +25,33 @@ class Views(NamedTuple):
     size: int = 0
 
 
-class Draw(NamedTuple):
-    """One sample of an epoch.
+class Draws(NamedTuple):
+    """A batch of an epoch.
 
     Attributes:
+        items: What the data set takes: indices, `Views`, or tuples of an index and something else.
         epoch: The epoch.
-        occurrence: Tells the times apart that an image is seen in an epoch, on all processes.
-        item: What the data set takes: an index, `Views`, or a tuple of an index and something else.
+        rank: The process that it is of.
+        number: Its number in the epoch, on this process.
     """
 
+    items: list[Any]
     epoch: int
-    occurrence: int
-    item: Any
+    rank: int
+    number: int
 
 
-class DrawSampler(Sampler[list[Draw]]):
-    """The batches of a batch sampler, as draws.
+class DrawSampler(Sampler[Any]):
+    """The batches of a batch sampler, each with its place in the run.
 
     Args:
         batch_sampler: Yields lists of what a data set takes.
-        rank, world_size: This process, and how many there are.
+        rank: This process.
     """
 
-    def __init__(self, batch_sampler: Any, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(self, batch_sampler: Any, rank: int = 0) -> None:
         self.batch_sampler = batch_sampler
-        self.rank, self.world_size = rank, world_size
+        self.rank = rank
         self.epoch = self.first_batch = 0
 
     def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
@@ -65,16 +66,10 @@ class DrawSampler(Sampler[list[Draw]]):
         """Batches of a whole epoch."""
         return len(self.batch_sampler)
 
-    def __iter__(self) -> Iterator[list[Draw]]:
-        seen: Counter[int] = Counter()
+    def __iter__(self) -> Iterator[Any]:  # of Draws, where a DataLoader expects lists
         for number, batch in enumerate(self.batch_sampler):
-            draws = []
-            for item in batch:
-                image = image_of(item)
-                draws.append(Draw(self.epoch, seen[image] * self.world_size + self.rank, item))
-                seen[image] += 1
             if number >= self.first_batch:
-                yield draws
+                yield Draws(batch, self.epoch, self.rank, number)
 
 
 def views_of(item: Any) -> Views:
@@ -82,11 +77,6 @@ def views_of(item: Any) -> Views:
     if isinstance(item, Views):
         return item
     return Views(item[0], size=item[1]) if isinstance(item, tuple) else Views(item)
-
-
-def item_of(draw: Any) -> Any:
-    """What the data set takes: of a draw, or of an evaluation's plain item."""
-    return draw.item if isinstance(draw, Draw) else draw
 
 
 def image_of(item: Any) -> int:

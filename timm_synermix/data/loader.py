@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from functools import partial
 from itertools import zip_longest
@@ -17,7 +18,14 @@ from timm.data.random_erasing import RandomErasing
 from timm.data.scheduled_sampler import ScheduledBatchSampler, ScheduledTransformDataset
 from torch import Tensor
 from torch import distributed as dist
-from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset, default_collate
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    DistributedSampler,
+    IterableDataset,
+    default_collate,
+    get_worker_info,
+)
 
 from timm_synermix.data.augment_ops import mend_augmentation
 from timm_synermix.data.classes import dataset_targets
@@ -316,6 +324,26 @@ def _epoch_order(dataset: Any, num_aug_repeats: float, seed: int, rank: int, wor
     return EpochOrder(DistributedSampler(dataset, **shard), seed)
 
 
+def stack(images: list[Tensor]) -> Tensor:
+    """As torch.stack, in a worker into shared memory.
+
+    numpy copies pixels with interleaved colours three times as fast as torch.
+    """
+    first = images[0]
+    if first.dtype != torch.uint8:
+        stacked: Tensor = default_collate(images)
+        return stacked
+    shape = (len(images), *first.shape)
+    if get_worker_info() is None:
+        stacked = first.new_empty(shape)
+    else:
+        storage = torch.UntypedStorage._new_shared(math.prod(shape))
+        stacked = first.new_empty(0).set_(storage).view(shape)
+    for place, image in zip(stacked.numpy(), images, strict=True):
+        np.copyto(place, image.numpy())
+    return stacked
+
+
 def two_view_collate(batch: list[tuple[tuple[Tensor | None, ...], int]], splits: int = 1) -> tuple[Tensor, Tensor]:
     """Batch N samples: the clean views of the first of them, then the augmented ones of the first, and target `[N]`.
 
@@ -323,8 +351,7 @@ def two_view_collate(batch: list[tuple[tuple[Tensor | None, ...], int]], splits:
     the target for each of the S splits.
     """
     kinds = list(zip_longest(*(views for views, _ in batch)))
-    # in a worker, default_collate stacks into shared memory at once
-    input = default_collate([view for kind in kinds for view in kind if view is not None])
+    input = stack([view for kind in kinds for view in kind if view is not None])
     target = default_collate([target for _, target in batch])
     target = target.long() if target.ndim == 1 else target
     with_clean = len(kinds) > splits and kinds[0][0] is not None

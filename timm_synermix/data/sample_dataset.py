@@ -1,4 +1,4 @@
-"""Samples with random numbers of their own, and with others in the place of images that cannot be read."""
+"""Batches with random numbers of their own, and with others in the place of images that cannot be read."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import Dataset
 
 from timm_synermix.data.dataset import FailedTransform, UnreadableImage, image_name, one_line
-from timm_synermix.data.draws import Draw, image_of, item_of, with_image
+from timm_synermix.data.draws import Draws, image_of, with_image
 from timm_synermix.utils.random import seed_everything, seed_of
 
 _logger = logging.getLogger(__name__)
@@ -21,12 +21,13 @@ _MAX_TRIES = 10  # images of a class that are tried in the place of an unreadabl
 
 
 class SampleDataset(Dataset):
-    """Samples of a data set, each with random numbers of its own, and with others in the place of unreadable ones.
+    """Batches of a data set, with random numbers of their own, and with other images in the place of unreadable ones.
 
-    Whatever a sample's transforms draw from the global generators is a function of (seed, epoch, index): the generators
-    are seeded before each. An image that cannot be read is named once, and another image of its class takes its place,
-    drawn at random, which is not in the batch yet if the class has such a one. So it is with an image for which a
-    transform raises; but where that happens to two images and over 1 % of an epoch, it is the transform that is wrong.
+    Whatever the transforms of a batch draw from the global generators is a function of (seed, epoch, rank, batch): the
+    generators are seeded before each. An image that cannot be read is named once, and another image of its class takes
+    its place, drawn at random, which is not in the batch yet if the class has such a one. So it is with an image for
+    which a transform raises; but where that happens to two images and over 1 % of an epoch, it is the transform that
+    is wrong.
 
     Args:
         dataset: Takes an index; raises UnreadableImage. `ReadableImages`, or a data set around one.
@@ -87,34 +88,38 @@ class SampleDataset(Dataset):
         lost = np.setdiff1d(self.targets[skipped], self.targets[~skipped])
         return lost.tolist()
 
-    def __getitem__(self, draw: Any) -> Any:
-        return self.__getitems__([draw])[0]
+    def __getitem__(self, item: Any) -> Any:
+        return self.__getitems__([item])[0]
 
-    def __getitems__(self, draws: Sequence[Any]) -> list[Any]:
-        """The samples of a batch of draws; of plain items, as of an evaluation, without seeding."""
-        in_batch = {image_of(item_of(draw)) for draw in draws}
-        return [self._sample(draw, in_batch) for draw in draws]
+    def __getitems__(self, batch: Draws | Sequence[Any]) -> list[Any]:
+        """The samples of a batch; of plain items, as of an evaluation, without seeding."""
+        draws = batch if isinstance(batch, Draws) else None
+        items = batch if draws is None else draws.items
+        if draws is not None:
+            seed_everything(seed_of('batch', self.seed, *draws[1:]))
+        in_batch: set[int] = set()
+        return [self._sample(item, items, in_batch, draws) for item in items]
 
-    def _sample(self, draw: Any, in_batch: set[int]) -> Any:
-        if isinstance(draw, Draw):
-            seed_everything(seed_of('sample', self.seed, draw.epoch, image_of(draw.item), draw.occurrence))
+    def _sample(self, item: Any, items: Sequence[Any], in_batch: set[int], draws: Draws | None) -> Any:
         try:
-            return self._get(item_of(draw))
+            return self._get(item)
         except UnreadableImage as error:
-            self._note(draw, image_of(item_of(draw)), error)
-            for image in self._others(draw, in_batch):
-                sample = self._instead(draw, image)
+            in_batch.update(image_of(other) for other in items)  # the images of the batch, once one is looked for
+            epoch = 0 if draws is None else draws.epoch
+            self._note(image_of(item), error, epoch)
+            for image in self._others(image_of(item), in_batch, draws):
+                sample = self._instead(with_image(item, image), epoch)
                 if sample is not None:
                     in_batch.add(image)
                     return sample
             raise UnreadableImage(f'{error}; nor can another one of its class or its batch be') from error
 
-    def _instead(self, draw: Any, image: int) -> Any:
+    def _instead(self, item: Any, epoch: int) -> Any:
         """The sample of another image, or None; that it cannot be read is said where it is drawn itself."""
         try:
-            return self._get(with_image(item_of(draw), image))
+            return self._get(item)
         except FailedTransform as error:
-            self._note(draw, image, error)
+            self._note(image_of(item), error, epoch)
         except UnreadableImage:
             pass
         return None
@@ -130,12 +135,11 @@ class SampleDataset(Dataset):
                 f'{image_name(self.dataset, image_of(item))} cannot be transformed: {reason}'
             ) from error
 
-    def _note(self, draw: Any, image: int, error: UnreadableImage) -> None:
+    def _note(self, image: int, error: UnreadableImage, epoch: int) -> None:
         if self.strict:
             raise UnreadableImage(str(error)) from error
         if not self._skipped[image]:
             _logger.warning(f'Skipped: {error}')
-        epoch = draw.epoch if isinstance(draw, Draw) else 0
         self._skipped[image] = 1 + epoch
         if not isinstance(error, FailedTransform):
             return
@@ -147,10 +151,9 @@ class SampleDataset(Dataset):
             )
             raise UnreadableImage(f'{message} {error}') from error
 
-    def _others(self, draw: Any, in_batch: set[int]) -> Iterator[int]:
+    def _others(self, image: int, in_batch: set[int], draws: Draws | None) -> Iterator[int]:
         """Images to try instead: of the class, then those of the class in the batch, then the others in the batch."""
-        image = image_of(item_of(draw))
-        generator = random.Random(seed_of('instead', self.seed, *(draw[:2] if isinstance(draw, Draw) else ()), image))
+        generator = random.Random(seed_of('instead', self.seed, *(draws[1:] if draws else ()), image))
         known = sorted(in_batch)
         generator.shuffle(known)
         targets = self.targets

@@ -52,7 +52,7 @@ class SampleLoader(DataLoader):
     ) -> None:
         super().__init__(
             SampleDataset(dataset, seed, targets, strict, -(-len(dataset) // world_size)),
-            batch_sampler=DrawSampler(batch_sampler, rank, world_size),
+            batch_sampler=DrawSampler(batch_sampler, rank),
             **kwargs,
         )
         self.seed = seed

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from functools import partial
 from typing import Any
 
 import numpy as np
-import PIL
 import torch
 from PIL import Image
 from timm.data.transforms import MaybePILToTensor, MaybeToTensor, RandomResizedCropAndInterpolation, ToNumpy
@@ -18,6 +15,8 @@ from torch.nn.functional import interpolate
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
+
+from timm_synermix.data.pixels import Pixels, transform_pixels
 
 
 class TwoViewTransform:
@@ -34,7 +33,7 @@ class TwoViewTransform:
         self.augmented = augmented
 
     def __call__(self, image: Any, clean: bool = True, augmented: bool = True) -> tuple[Tensor | None, ...]:
-        splits = self.augmented(image) if augmented else None
+        splits = transform_pixels(self.augmented, image) if augmented else None
         return (self.clean(image) if clean else None, *(splits if isinstance(splits, tuple) else (splits,)))
 
 
@@ -51,7 +50,7 @@ class SplitTransform:
         self.num_splits = num_splits
 
     def __call__(self, image: Any) -> tuple[Tensor, ...]:
-        image = self.base(image)
+        image = transform_pixels(self.base, image)
         return self.last(image), *[self.last(self.augmentation(image)) for _ in range(self.num_splits - 1)]
 
 
@@ -59,7 +58,8 @@ class TensorEvalTransform:
     """timm's evaluation transform, with torch's resize of uint8 tensors: some four times as fast as Pillow's.
 
     The pixels are those of torchvision's resize of tensors (but for rounding, on CPUs without AVX2). Photographs differ
-    from timm's by rounding alone, by at most 2 of 255. What is no RGB or grey PIL image goes through timm's.
+    from timm's by rounding alone, by at most 2 of 255. What is neither
+    `Pixels` nor an RGB or grey PIL image goes through timm's.
 
     Args:
         transform: timm's evaluation transform, one that suits: it begins with a bilinear or bicubic `Resize` of the
@@ -75,15 +75,15 @@ class TensorEvalTransform:
         ]
 
     def __call__(self, image: Any) -> Tensor:
-        if getattr(image, 'mode', None) not in ('RGB', 'L'):
+        pixels = _pixels(image)
+        if pixels is None:
             return self.transform(image)
         # torchvision's own steps for tensors look around for longer than the resize of a small image takes
-        pixels = _pixels(image)
-        size = [self.size * side // min(image.size) for side in (image.height, image.width)]
+        sides = pixels.shape[2:]
+        size = [self.size * side // min(sides) for side in sides]
         top, left = (round((side - cropped) / 2) for side, cropped in zip(size, self.crop_size, strict=True))
         pixels = interpolate(pixels, size, mode=self.mode, antialias=True)
-        bands = len(image.mode)
-        pixels = pixels[0, :bands, top : top + self.crop_size[0], left : left + self.crop_size[1]]
+        pixels = pixels[0, :3, top : top + self.crop_size[0], left : left + self.crop_size[1]]
         for step in self.rest:
             pixels = step(pixels)
         return pixels
@@ -101,50 +101,15 @@ class TensorEvalTransform:
         )
 
 
-class _ArrowArray(ctypes.Structure):
-    """The part that is needed here of an `ArrowArray` of Arrow's C data interface, whose layout is fixed for good."""
-
-
-_ArrowArray._fields_ = [
-    *((name, ctypes.c_int64) for name in ('length', 'null_count', 'offset', 'n_buffers', 'n_children')),
-    ('buffers', ctypes.POINTER(ctypes.c_void_p)),
-    ('children', ctypes.POINTER(ctypes.POINTER(_ArrowArray))),
-]
-
-
-_capsule_pointer = ctypes.pythonapi['PyCapsule_GetPointer']  # by [], it is a function object of our own
-
-
-_capsule_pointer.argtypes, _capsule_pointer.restype = [ctypes.py_object, ctypes.c_char_p], ctypes.c_void_p
-
-
-_PILLOW_EXPORTS = int(PIL.__version__.split('.')[0]) >= 13  # before, doing so may crash, leak or be wrong
-
-
-class _PillowMemory:
-    """The memory in which Pillow holds an RGB image, as an array `[H, W, 4]` for numpy; the fourth byte is padding.
-
-    Raises:
-        ValueError: The image is in several pieces, as one of more than 16 MB (4 million pixels) is.
-    """
-
-    def __init__(self, image: Image.Image) -> None:
-        _, self._owner = image.__arrow_c_array__()  # the memory lives as long as this capsule
-        array = _ArrowArray.from_address(_capsule_pointer(self._owner, b'arrow_array'))
-        byte = array.children[0].contents  # an array of pixels, each of which is an array of bytes
-        shape = (image.height, image.width, byte.length // array.length)
-        self.__array_interface__ = dict(shape=shape, typestr='|u1', data=(byte.buffers[1], False), version=3)
-
-
-def _pixels(image: Image.Image) -> Tensor:
-    """An RGB or grey image, uint8 `[1, C, H, W]`, C = 1, 3 or 4 (the fourth is padding); not to be written to."""
-    array: Any = None
-    if _PILLOW_EXPORTS and image.mode == 'RGB':  # the copies to an array take half as long as the resize, or longer
-        with suppress(ValueError):
-            array = _PillowMemory(image)
-    if array is None:
-        array = np.array(image).reshape(image.height, image.width, -1)
-    return torch.from_numpy(np.asarray(array))[None].permute(0, 3, 1, 2)  # channels_last, as the resize likes it
+def _pixels(image: Any) -> Tensor | None:
+    """`Pixels`, or Pillow's RGB or grey image, as uint8 `[1, C, H, W]`, C = 1, 3 or 4 (the fourth is padding)."""
+    if isinstance(image, Pixels):
+        tensor = image.tensor
+    elif getattr(image, 'mode', None) in ('RGB', 'L'):
+        tensor = torch.from_numpy(np.array(image).reshape(image.height, image.width, -1)).permute(2, 0, 1)
+    else:
+        return None
+    return tensor[None]  # channels_last, as the resize likes it
 
 
 class Cutout:
