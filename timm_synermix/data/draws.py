@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from torch.utils.data import Sampler
@@ -77,6 +77,12 @@ def views_of(item: Any) -> Views:
     if isinstance(item, Views):
         return item
     return Views(item[0], size=item[1]) if isinstance(item, tuple) else Views(item)
+
+
+def items_of(batch: Any) -> Sequence[Any]:
+    """What the data set takes: of `Draws`, or of an evaluation's plain batch."""
+    items: Sequence[Any] = batch.items if isinstance(batch, Draws) else batch
+    return items
 
 
 def image_of(item: Any) -> int:

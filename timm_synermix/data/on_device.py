@@ -15,7 +15,7 @@ from torch.nn.functional import pad
 from torch.utils.data import default_collate
 from tqdm import tqdm
 
-from timm_synermix.data.draws import DrawSampler, item_of, views_of
+from timm_synermix.data.draws import DrawSampler, items_of, views_of
 from timm_synermix.data.sample_dataset import SampleDataset
 from timm_synermix.utils.random import seed_of
 from timm_synermix.utils.wrapped import WrappedLoader
@@ -150,10 +150,10 @@ class OnDeviceLoader(WrappedLoader):
             pixels, target = self._views(batch, generator)
             yield pixels.to(loader.img_dtype).sub_(loader.mean).div_(loader.std), target
 
-    def _views(self, batch: list[Any], generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def _views(self, batch: Any, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """The pixels uint8 `[N, C, H, W]` and the targets of a batch."""
         images, targets = self.held
-        views = [views_of(item_of(draw)) for draw in batch]
+        views = [views_of(item) for item in items_of(batch)]
         image = torch.tensor([view.image for view in views])
         if self.augmentation is None:
             image = image.to(images.device, non_blocking=True)

@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import Dataset
 
 from timm_synermix.data.dataset import FailedTransform, UnreadableImage, image_name, one_line
-from timm_synermix.data.draws import Draws, image_of, with_image
+from timm_synermix.data.draws import Draws, image_of, items_of, with_image
 from timm_synermix.utils.random import seed_everything, seed_of
 
 _logger = logging.getLogger(__name__)
@@ -94,7 +94,7 @@ class SampleDataset(Dataset):
     def __getitems__(self, batch: Draws | Sequence[Any]) -> list[Any]:
         """The samples of a batch; of plain items, as of an evaluation, without seeding."""
         draws = batch if isinstance(batch, Draws) else None
-        items = batch if draws is None else draws.items
+        items = items_of(batch)
         if draws is not None:
             seed_everything(seed_of('batch', self.seed, *draws[1:]))
         in_batch: set[int] = set()
