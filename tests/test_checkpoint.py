@@ -723,6 +723,7 @@ def test_what_is_renamed_is_on_the_disk_and_then_its_folder_too(tmp_path, monkey
         'checkpoint-0.pth.tar',
         'model_best.pth.tar',
         'model_best.safetensors',
+        'model.safetensors',
         'recovery-1-0.pth.tar',
     }
     assert renamed.keys() == names

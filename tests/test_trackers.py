@@ -324,7 +324,7 @@ def test_nothing_is_logged_unasked(run_train, monkeypatch):
     run = run_train('--synermix')
     assert {path.name for path in run.folder.iterdir()} == {
         'args.yaml', 'summary.csv', 'last.pth.tar', 'model_best.pth.tar', 'model_best.safetensors',
-        'checkpoint-0.pth.tar',
+        'checkpoint-0.pth.tar', 'model.safetensors', 'config.json', 'README.md', 'feature_map.png',
     }  # fmt: skip
 
 

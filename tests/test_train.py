@@ -31,6 +31,9 @@ FILES = {
     'last.pth.tar',
     'model_best.pth.tar',
     'model_best.safetensors',
+    'model.safetensors',
+    'config.json',
+    'README.md',
     'checkpoint-0.pth.tar',
 }
 TIMM_COLUMNS = ['epoch', 'train_loss', 'eval_loss', 'eval_top1', 'eval_top5', 'lr']
@@ -54,7 +57,8 @@ def assert_same_weights(a, b):
 )
 def test_files_and_result_are_timm_s(run_train, flags):
     run = run_train(*flags)
-    assert {path.name for path in run.folder.iterdir()} == FILES
+    picture = {'feature_map.png'} if '--synermix' in flags else set()
+    assert {path.name for path in run.folder.iterdir()} == FILES | picture
     (row,) = run.summary()
     extra = ['train_intra_loss', 'train_inter_loss'] if '--synermix' in flags else []
     cohesion = [f'eval_{name}' for name in METRIC_NAMES] if '--synermix' in flags else []

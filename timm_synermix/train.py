@@ -61,6 +61,7 @@ from timm_synermix.engine.progress import TrainProgress
 from timm_synermix.engine.reporting import best_or_last, write_run_report
 from timm_synermix.engine.resume import find_resume_point
 from timm_synermix.engine.run import Keeper, ReportedEpoch, Run, progress_state, saved_if_stopped
+from timm_synermix.engine.timm_folder import finish_timm_folder, write_timm_folder
 from timm_synermix.models.factory import build_model
 from timm_synermix.utils.distributed import HostGroup
 from timm_synermix.utils.signals import StopRequest
@@ -251,6 +252,8 @@ def keep_epoch(
             saver.save_checkpoint(epoch, metric=metric)
             if done in (args.save_epochs or ()):
                 saver.save_milestone(done)
+            if epoch == saver.best_epoch:
+                write_timm_folder(run, saver.checkpoint_dir, epoch)
         if eval_metrics and evaluation.cohesion is not None:
             evaluated = ReportedEpoch(epoch, result['validation'], evaluation.cohesion)
             evaluation.reported = best_or_last(evaluation.reported, evaluated, saver.best_epoch)
@@ -267,6 +270,9 @@ def finish(run: Run) -> None:
         _logger.info(f'*** Best {evaluation.metric}: {saver.best_metric:.4f} (epoch {saver.best_epoch})')
         if run.args.report and evaluation.reported is not None:
             write_run_report(run, evaluation.reported)
+    if saver is not None and saver.best_epoch is not None:
+        with save_errors(saver.checkpoint_dir):
+            finish_timm_folder(run, saver.checkpoint_dir, saver.best_epoch)
     run.accelerator.end_training()  # some trackers print a last word then
     if run.args.rank == 0:
         print_results(evaluation.results, evaluation.metric, decreasing=evaluation.metric == 'loss')

@@ -76,6 +76,8 @@ def find_candidates(
         paths = [
             path for path in glob.glob(os.path.join(glob.escape(args.checkpoint), '*')) if path.endswith(_SUFFIXES)
         ]
+        best, same = (os.path.join(args.checkpoint, name) for name in ('model_best.safetensors', 'model.safetensors'))
+        paths = [path for path in paths if path != same or best not in paths]  # one file under two names
         if not paths:
             raise ValueError(f"--checkpoint: there is no {', '.join(_SUFFIXES)} in the folder '{args.checkpoint}'")
         paths.sort(key=natural_key)

@@ -34,6 +34,10 @@ _logger = logging.getLogger(__name__)
 FORMAT = 2
 
 
+# The best weights, and the same file under the name by which timm finds them in a folder.
+_SAFETENSORS = ('model_best.safetensors', 'model.safetensors')
+
+
 class SaveError(OSError):
     """A file of a run cannot be written. The message names it, and says why."""
 
@@ -276,7 +280,7 @@ class RunSaver(CheckpointSaver):
         except FolderInUse as error:
             raise ValueError(in_use(error)) from error
         for name in _listdir(folder):  # left behind by a process that was killed while it wrote
-            if re.fullmatch(r'(recovery_)?tmp\.pth\.tar|.*\.(yaml|csv|pth\.tar|safetensors)\.tmp', name):
+            if re.fullmatch(r'(recovery_)?tmp\.pth\.tar|.*\.(yaml|csv|json|md|png|pth\.tar|safetensors)\.tmp', name):
                 os.remove(os.path.join(folder, name))
         super().__init__(checkpoint_dir=folder, recovery_dir=folder, **kwargs)
         if goes_on and resume_from is not None:
@@ -331,7 +335,7 @@ class RunSaver(CheckpointSaver):
             found = filter(os.path.isfile, [*checkpoint_paths(folder), best])
             aside = [path for path in found if self._is_foreign(path)]
             if best in aside:
-                aside.append(os.path.join(folder, 'model_best.safetensors'))
+                aside += [os.path.join(folder, name) for name in _SAFETENSORS]
             if self._start == (0, 0):
                 aside.append(self.summary_path)
             for path in filter(os.path.exists, aside):
@@ -430,9 +434,10 @@ class RunSaver(CheckpointSaver):
         classes = {'class_to_idx': json.dumps(run['class_to_idx'])} if run.get('class_to_idx') else None
         state = without_split_bn(state)
         state = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}  # no aliases
-        path = os.path.join(self.checkpoint_dir, 'model_best.safetensors')
+        path, timm_s = (os.path.join(self.checkpoint_dir, name) for name in _SAFETENSORS)
         with save_errors(self.checkpoint_dir), replacing(path) as temporary, open(temporary, 'wb') as file:
             file.write(safetensors.torch.save(state, classes))  # save_file would let nobody else read it
+        self._duplicate(path, timm_s)
 
 
 def _recoveries(folder: str) -> list[tuple[tuple[int, int], str]]:

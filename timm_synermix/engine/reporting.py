@@ -59,7 +59,7 @@ def write_run_report(run: Run, reported: ReportedEpoch) -> None:
     set_epoch(loaders.train, 0)  # whose first batch has clean views, also with --synermix-interval
     layout = getattr(run.trained.task, 'layout', EACH_TWICE)
     examples = example_images(loaders.train, run.trained.mixup_fn, loaders.data_config, layout)
-    data = _data_name(run.args, run.args.val_split)
+    data = data_name(run.args, run.args.val_split)
     path = write_report(folder, [evaluated], data=data, class_names=loaders.class_names, examples=examples)
     _logger.info(f'Report: {path}')
 
@@ -80,7 +80,7 @@ def _which_checkpoint(path: str) -> str:
     return f'{known} ({name})' if known else name
 
 
-def _data_name(args: argparse.Namespace, split: str) -> str:
+def data_name(args: argparse.Namespace, split: str) -> str:
     """What to call a data set: its name, or its folder's, and the split."""
     root = args.data_dir or args.data or ''
     return ', '.join(filter(None, [args.dataset or os.path.basename(os.path.abspath(root)), split]))
@@ -109,7 +109,7 @@ def write_outcome_report(folder: str, outcomes: list[Outcome]) -> str:
     return write_report(
         folder,
         evaluated,
-        data=_data_name(first.candidate.args, first.candidate.args.split),
+        data=data_name(first.candidate.args, first.candidate.args.split),
         class_names=class_names(first.dataset),
         examples=create_examples(outcomes[-1]),
     )

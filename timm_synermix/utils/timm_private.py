@@ -6,9 +6,19 @@ from typing import Any
 
 from timm.data.dataset_factory import _search_split as search_split
 from timm.data.loader import _worker_init as worker_init
+from timm.models._hub import generate_readme, save_config_for_hf
 from timm.utils import CheckpointSaver
 
-__all__ = ['SAVER_METHODS', 'CheckpointSaver', 'base_optimizer', 'rounding_generator', 'search_split', 'worker_init']
+__all__ = [
+    'SAVER_METHODS',
+    'CheckpointSaver',
+    'base_optimizer',
+    'generate_readme',
+    'rounding_generator',
+    'save_config_for_hf',
+    'search_split',
+    'worker_init',
+]
 
 # The private methods of timm's CheckpointSaver that RunSaver calls or replaces.
 SAVER_METHODS = (
