@@ -54,7 +54,8 @@ def start_tracker(name: str, args: argparse.Namespace, folder: str, resume_from:
         tracker = kind('', folder)  # whose run is named by the folder of its files
     else:
         tracker = kind(project, **({'logging_dir': folder} if kind.requires_logging_directory else {}))
-    tracker.start()
+    if hasattr(tracker, 'start'):  # those of older releases of Accelerate start when they are created
+        tracker.start()
     if name == 'tensorboard':
         _write_hparams(tracker.tracker, args)
     else:
