@@ -39,7 +39,7 @@ REFUSED = [  # the name of a flag, and what it is refused with
     ('--split-bn', '--synermix-forward'),
     ('--synermix-singletons', '--aug-repeats --synermix-mix'),
     ('--synermix-mix', '--synermix-num-mixed'),
-    ('--synermix-beta', '--synermix-interval'),
+    ('--synermix-beta', '--synermix-interval --kd-model-name --split-bn'),
     ('--synermix-fraction', '--synermix-supplement --task'),
     ('--kd-model-name', '--manifold-mixup --synermix-forward'),
     ('--task', '--regmixup --manifold-mixup --jsd --synermix-batch --synermix-singletons --synermix-forward'),

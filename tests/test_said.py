@@ -43,6 +43,35 @@ def test_a_teacher_that_cannot_be_had(run_train, monkeypatch, capsys, tmp_path):
     assert not (tmp_path / 'run').exists()
 
 
+def saved(folder, *args, **kwargs):
+    """The name by which timm loads a model that is saved here."""
+    timm.models.save_for_hf(timm.create_model(*args, **kwargs), folder)
+    return f'local-dir:{folder}'
+
+
+def test_a_teacher_that_cannot_take_the_images(run_train, capsys, tmp_path):
+    teacher = saved(tmp_path / 'teacher', 'levit_128s', num_classes=4)
+    with pytest.raises(SystemExit):
+        run_train('--kd-model-name', teacher)
+    assert f'--kd-model-name: the teacher {teacher} cannot take images of 3x32x32: ' in capsys.readouterr().err
+    assert not (tmp_path / 'run').exists()
+
+
+def test_a_teacher_of_other_classes(run_train, caplog, tmp_path):
+    teacher = saved(tmp_path / 'teacher', 'test_resnet', num_classes=7)
+    line = 'was trained on 7 classes, not on 4: its classifier is a new one'
+    run_train('--kd-model-name', teacher, '--kd-distill-type', 'feature', experiment='feature')
+    assert line not in caplog.text
+    run_train('--kd-model-name', teacher)
+    assert f'--kd-model-name: the teacher {teacher} {line}' in caplog.text
+
+
+def test_a_teacher_of_grey_images(run_train, tmp_path):
+    """timm's means have three channels; the loader's of grey images have their mean."""
+    teacher = saved(tmp_path / 'teacher', 'test_resnet', num_classes=4, in_chans=1)
+    assert run_train('--kd-model-name', teacher, '--in-chans', '1').summary()[0]['train_kd_loss'] > 0
+
+
 @pytest.mark.parametrize('where', ['update', 'save'])
 def test_a_loader_worker_that_is_killed(run_train, monkeypatch, caplog, tmp_path, where):
     """torch raises wherever the process is just then; a save is not to blame."""

@@ -80,6 +80,8 @@ def _check_synermix_args(args: argparse.Namespace) -> None:
         raise ValueError('--split-bn and --synermix-forward fused cannot be used together')
     BATCH_SIZE.check('--batch-size with --synermix', args.batch_size)
     check_synermix_flags(args)
+    if args.synermix_beta == 1:  # there is no augmented forward
+        _exclude('--synermix-beta 1', {'--kd-model-name': args.kd_model_name, '--split-bn': args.split_bn})
     if args.kd_model_name and args.synermix_forward == 'fused':
         raise ValueError('--kd-model-name and --synermix-forward fused cannot be used together')
     if args.synermix_singletons == 'bank' and args.aug_repeats:

@@ -25,7 +25,7 @@ from timm_synermix.engine.checkpoint import ResumePoint, RunSaver, experiment_na
 from timm_synermix.engine.loaders import create_datasets, create_eval_loader, run_facts
 from timm_synermix.engine.resume import resume_schedule, resume_task
 from timm_synermix.engine.run import Evaluation, Loaders, Place, Run, Trained
-from timm_synermix.engine.task import create_mixup_fn, create_task
+from timm_synermix.engine.task import check_teacher, create_mixup_fn, create_task
 from timm_synermix.engine.trackers import RunTrackers
 from timm_synermix.engine.train_loader import create_train_loader, hold_training_images
 from timm_synermix.features import FeatureHook
@@ -86,6 +86,8 @@ def create_trained(args: argparse.Namespace, model: nn.Module, data_config: dict
     """The task around the model, its optimizer and, if wanted, its moving average."""
     mixup_fn = create_mixup_fn(args, model, data_config['input_size'], args.num_classes)
     task = create_task(args, model, mixup_fn)
+    if args.kd_model_name:
+        check_teacher(args, task, data_config['input_size'])
     # Parameters are named by the model; a distillation task may train a projection besides.
     trained = getattr(task.trainable_module, 'trainable', task.trainable_module) if args.kd_model_name else model
     given = {flag(name): value for name in ('opt_betas', 'opt_kwargs') if (value := getattr(args, name))}

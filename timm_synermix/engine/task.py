@@ -88,6 +88,36 @@ def create_task(args: argparse.Namespace, model: nn.Module, mixup_fn: Mixer | No
     return ClassificationTask(model, **common)
 
 
+@torch.no_grad()
+def check_teacher(args: argparse.Namespace, task: Any, input_size: tuple[int, int, int]) -> None:
+    """Show the teacher of a distillation one black image, and say so if its classifier is not a trained one.
+
+    A mean that has not the images' number of channels becomes its mean value, as it does for the loader.
+
+    Raises:
+        ValueError: It cannot take images of that size.
+    """
+    task = getattr(task, 'inter_task', None) or task
+    teacher = task.teacher
+    for module, name in ((task, 'student_mean'), (task, 'student_std'), (teacher, 'mean_kd'), (teacher, 'std_kd')):
+        value = getattr(module, name)
+        if value.shape[1] != input_size[0]:
+            setattr(module, name, value.mean().repeat(1, input_size[0], 1, 1))
+    black = teacher.mean_kd.new_zeros(1, *input_size) - teacher.mean_kd
+    try:
+        teacher(black / teacher.std_kd)
+    except (AssertionError, RuntimeError, ValueError) as error:
+        size, reason = 'x'.join(map(str, input_size)), ' '.join(str(error).split())
+        message = f'--kd-model-name: the teacher {args.kd_model_name} cannot take images of {size}: {reason}'
+        raise ValueError(message) from error
+    known = (getattr(teacher.model, 'pretrained_cfg', None) or {}).get('num_classes', args.num_classes)
+    if known != args.num_classes and args.kd_distill_type != 'feature' and args.rank == 0:
+        _logger.warning(
+            f'--kd-model-name: the teacher {args.kd_model_name} was trained on {known} classes, not on '
+            f'{args.num_classes}: its classifier is a new one, at random; --kd-distill-type feature does without it'
+        )
+
+
 def _create_distillation_task(args: argparse.Namespace, model: nn.Module, common: dict[str, Any]) -> TrainingTask:
     try:
         return _distillation_task(args, model, common)
