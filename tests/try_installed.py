@@ -1,7 +1,7 @@
 """Try the installed package as somebody who has nothing else: make release, in an environment with the wheel alone.
 
-From an empty folder: a recipe by its name trains, the best weights load in timm and are evaluated, and the report of the
-run is written; the commands are those that the wheel installs.
+From an empty folder: a recipe by its name trains, its best weights are evaluated, and the report of the run is written;
+the commands are those that the wheel installs.
 """
 
 import json
