@@ -21,7 +21,7 @@ def main() -> None:
     entry.run(train)
     host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     device = torch.cuda.max_memory_reserved() / 2**20 if torch.cuda.is_initialized() else None
-    result.write_text(json.dumps({'memory_mb': host if device is None else device}))
+    result.write_text(json.dumps({'memory_mb': host if device is None else device}), encoding='utf-8')
 
 
 if __name__ == '__main__':

@@ -78,5 +78,5 @@ def _report_peak(sender: Any, function: Callable[..., None], args: tuple) -> Non
 
 def _memory_mb(name: str) -> float:
     """Of this process: 'VmRSS' now, 'VmHWM' at the most (getrusage would give the peak of the parent, if larger)."""
-    with open('/proc/self/status') as file:
+    with open('/proc/self/status', encoding='utf-8') as file:
         return next(int(line.split()[1]) / 1024 for line in file if line.startswith(name))

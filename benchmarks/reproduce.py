@@ -60,7 +60,7 @@ class Grid:
     """
 
     def __init__(self, path: Path, device: str = 'cuda') -> None:
-        self.content = yaml.safe_load(path.read_text())
+        self.content = yaml.safe_load(path.read_text(encoding='utf-8'))
         if not isinstance(self.content, dict) or not {'train', 'runs'} <= self.content.keys():
             raise ValueError(f"{path} must be a mapping with 'train' and 'runs'")
         self.part = {key: self.content.get(key) for key in ('classes', 'images_per_class', 'validate_on_rest')}
@@ -158,7 +158,7 @@ class Driver:
         about = dict(setting=self.setting(name), date=str(date.today()), jobs=self.args.jobs)
         self.results[name, seed] = {'run': name, 'seed': seed, **metrics, **about}
         with replacing(str(self.path(name, seed, 'json'))) as path:
-            Path(path).write_text(json.dumps(self.results[name, seed]))
+            Path(path).write_text(json.dumps(self.results[name, seed]), encoding='utf-8')
         seconds = time.time() - self.started
         print(f'{seconds:6.0f} s  {name}, seed {seed}: top-1 {metrics["eval_top1"]:.2f}', flush=True)
 
@@ -196,7 +196,7 @@ class Driver:
     def wait(self, command: list[Any], log: Path) -> int | None:
         """The exit status of a command; None if it was stopped, as the time was up or the driver was interrupted."""
         threads = max(1, (os.cpu_count() or 1) // self.args.jobs)
-        with open(log, 'a') as file:
+        with open(log, 'a', encoding='utf-8') as file:
             process = subprocess.Popen(
                 [str(part) for part in command],
                 stdout=file,
@@ -287,7 +287,7 @@ def main() -> None:
 
 def mean_of_last(summary: Path, count: int) -> dict[str, float]:
     """The mean of the last rows of a summary that have an evaluation."""
-    with open(summary) as file:
+    with open(summary, encoding='utf-8') as file:
         rows = [row for row in csv.DictReader(file) if row['eval_loss']][-count:]
     columns = [column for column in rows[-1] if column.startswith('eval_') and rows[-1][column]]
     return {column: statistics.fmean(float(row[column]) for row in rows) for column in columns}

@@ -59,7 +59,7 @@ def run(command: list[str], log: Path) -> None:
     process.start()
     process.join()
     if process.exitcode:
-        sys.exit(f'{command[0]} failed with code {process.exitcode}, see {log}:\n{log.read_text()[-2000:]}')
+        sys.exit(f'{command[0]} failed with code {process.exitcode}, see {log}:\n{log.read_text("utf-8")[-2000:]}')
 
 
 def run_script(command: list[str], log: str) -> None:

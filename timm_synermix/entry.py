@@ -6,7 +6,7 @@ import shlex
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import ModuleType
 
 
@@ -49,6 +49,8 @@ def run(script: ModuleType) -> None:
     """
     from timm_synermix.cli.checks import UsageError
 
+    with suppress(AttributeError):  # Windows knows few letters where output goes to a file
+        sys.stdout.reconfigure(errors='backslashreplace')  # type: ignore[union-attr]
     try:
         script.main()
     except UsageError as error:

@@ -22,7 +22,7 @@ def join_attempt(locks: Sequence[str], attempt_path: str, attempt: str) -> None:
     for path in locks:
         lock_fds.append(os.open(path, os.O_RDWR))
         fcntl.flock(lock_fds[-1], fcntl.LOCK_SH)
-    with open(attempt_path) as file:
+    with open(attempt_path, encoding='utf-8') as file:
         live = file.read().strip()
     if live != attempt:
         sys.exit(f'The sweep attempt {attempt} is not the live one, it was retired. Nothing is trained.')

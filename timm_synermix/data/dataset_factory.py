@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from timm import data as timm_data
 from torch.utils.data import IterableDataset
 
@@ -20,7 +21,7 @@ from timm_synermix.data.dataset_checks import (
     split_folder,
 )
 from timm_synermix.data.digits import DigitsReader
-from timm_synermix.data.image_folder import FolderReader
+from timm_synermix.data.image_folder import FolderReader, natural_order
 from timm_synermix.data.memory import MemoryDataset
 from timm_synermix.data.stream import ReadableStream
 
@@ -100,7 +101,25 @@ def _create_folder(
         return timm_data.ImageDataset(folder, reader=reader, input_img_mode=input_img_mode, load_bytes=load_bytes)
     if input_key:
         raise ValueError(f'--input-key is not for tar files, got {input_key}.')
-    return _create_by_timm('', root, split, class_map=numbers, input_img_mode=input_img_mode, load_bytes=load_bytes)
+    dataset = _create_by_timm('', root, split, class_map=numbers, input_img_mode=input_img_mode, load_bytes=load_bytes)
+    name_by_last_folder(dataset)
+    return dataset
+
+
+def name_by_last_folder(dataset: Any) -> None:
+    """Name the classes of a tar file by their last folders, in place, on Windows too.
+
+    Paths in a tar file have '/' everywhere, and timm takes them apart by the system's separator. So on Windows training
+    would have other names than validation.
+    """
+    old = dataset.reader.class_name_to_idx
+    last = {name: name.rpartition('/')[2] for name in old}
+    if all(name == last[name] for name in old):
+        return
+    numbers = {name: i for i, name in enumerate(sorted(set(last.values()), key=natural_order))}
+    renumbered = {i: numbers[last[name]] for name, i in old.items()}
+    dataset.reader.targets = np.array([renumbered[int(i)] for i in dataset.reader.targets])
+    dataset.reader.class_name_to_idx = numbers
 
 
 def _create_other(name: str, root: str | None, split: str, **kwargs: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from typing import Any
 
 import numpy as np
@@ -66,7 +67,7 @@ def _folder_warnings(reader: FolderReader) -> list[str]:
         )
     if walk.empty:
         warnings.append(f'the folders {some(walk.empty)} have no images')
-    hidden = [folder for folders in walk.folders.values() for folder in folders if '/.' in '/' + folder]
+    hidden = [folder for folders in walk.folders.values() for folder in folders if f'{os.sep}.' in os.sep + folder]
     if hidden:
         warnings.append(f'the hidden folders {some(hidden)} are read as well, as classes; delete them if not')
     merged = {name: folders for name, folders in walk.folders.items() if len(folders) > 1}

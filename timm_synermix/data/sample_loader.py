@@ -85,6 +85,8 @@ def shielded(init: Callable[[int], None] | None, worker_id: int) -> None:
     if hasattr(signal, 'sigwaitinfo'):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_end_by_parent, daemon=True).start()
+    elif hasattr(os, 'setsid'):  # macOS: signals do not tell who sent them, but to a group of its own nobody sends any
+        os.setsid()
     if init is not None:
         init(worker_id)
 

@@ -100,7 +100,7 @@ def _model_names(pattern: str) -> list[str]:
     if timm.is_model(pattern):
         return []
     if os.path.isfile(pattern):
-        with open(pattern) as file:
+        with open(pattern, encoding='utf-8') as file:
             names = [name for line in file if (name := line.strip())]
         if not names:
             raise ValueError(f"--model: there is no name in the file '{pattern}'")

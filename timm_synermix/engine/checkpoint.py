@@ -10,6 +10,7 @@ import os
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -23,7 +24,7 @@ from timm.models import safe_model_name
 from timm.utils import get_outdir, get_state_dict, unwrap_model
 
 from timm_synermix.utils.distributed import lost_worker
-from timm_synermix.utils.files import FolderInUse, FolderLock, lock_folder, replace, replacing, sync
+from timm_synermix.utils.files import WINDOWS, FolderInUse, FolderLock, lock_folder, replace, replacing, sync
 from timm_synermix.utils.safe_load import LOAD_ERRORS, check_finite, check_whole, load_content, without_split_bn
 from timm_synermix.utils.summary import trim_summary
 from timm_synermix.utils.timm_private import CheckpointSaver
@@ -67,7 +68,7 @@ def how_to_continue(args: argparse.Namespace) -> str:
         return 'No checkpoint has been saved, there is nothing to continue.'
     if getattr(args, 'world_size', 1) > 1:  # the launcher's flags are not known here
         flags = [*(['--output', args.output] if args.output else []), '--experiment', args.experiment]
-        return f'The last good checkpoint is {path}. Add {shlex.join([*flags, "--resume", "auto"])} to go on.'
+        return f'The last good checkpoint is {path}. Add {shell_words([*flags, "--resume", "auto"])} to go on.'
     return f'The last good checkpoint is {path}. To go on: {command_to_continue(args.experiment)}'
 
 
@@ -92,7 +93,12 @@ def command_to_continue(experiment: str) -> str:
         elif name != '--no-resume-opt' and not value:
             next(arguments, None)
     start = ['python', program] if program.endswith('.py') else [os.path.basename(program)]
-    return shlex.join([*start, *kept, '--experiment', experiment, '--resume', 'auto'])
+    return shell_words([*start, *kept, '--experiment', experiment, '--resume', 'auto'])
+
+
+def shell_words(words: list[str]) -> str:
+    """Words as the system's shell takes them."""
+    return subprocess.list2cmdline(words) if WINDOWS else shlex.join(words)
 
 
 def in_use(error: FolderInUse) -> str:
@@ -273,7 +279,7 @@ class RunSaver(CheckpointSaver):
             get_outdir(folder)
             self._lock = (resume_from and resume_from.lock) or lock_folder(folder)
             if not complete:
-                with replacing(os.path.join(folder, 'args.yaml')) as path, open(path, 'w') as file:
+                with replacing(os.path.join(folder, 'args.yaml')) as path, open(path, 'w', encoding='utf-8') as file:
                     file.write(args_text)
         except OSError as error:
             raise ValueError(f"--output: cannot write to the run's folder {folder}: {error.strerror}") from error

@@ -96,7 +96,7 @@ def load_valid_labels(path: str) -> list[int]:
     Raises:
         ValueError: The file holds something else, or nothing.
     """
-    with open(path) as file:
+    with open(path, encoding='utf-8') as file:
         lines = [line.strip() for line in file if line.strip()]
     if not lines or not all(line.isdecimal() for line in lines):
         raise ValueError(f'--valid-labels must be a file of class indices, one a line, got {path}')

@@ -7,13 +7,16 @@ import logging
 import os
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TextIO
 
 _logger = logging.getLogger(__name__)
 
+WINDOWS = sys.platform == 'win32'
 _LOCK = '.lock'
+_PATIENCE = (0.1, 0.2, 0.5, 1.0)  # seconds
 
 
 @contextmanager
@@ -31,16 +34,26 @@ def replacing(path: str) -> Iterator[str]:
 
 
 def replace(source: str, path: str) -> None:
-    """Rename a file, also for a machine that loses power in the next moment."""
-    os.replace(source, path)
+    """Rename a file, also over another, and for a machine that loses power in the next moment.
+
+    Windows refuses that while somebody has one of them open: a virus scanner looks at what is new, for a moment.
+    """
+    for seconds in _PATIENCE if WINDOWS else ():
+        try:
+            os.replace(source, path)
+            break
+        except PermissionError:
+            time.sleep(seconds)
+    else:
+        os.replace(source, path)
     sync(os.path.dirname(path) or '.')
 
 
 def sync(path: str) -> None:
     """Wait until a file or folder is on the disk."""
-    if os.name == 'nt' and os.path.isdir(path):  # Windows cannot open a folder
+    if WINDOWS and os.path.isdir(path):  # it cannot open a folder
         return
-    descriptor = os.open(path, os.O_RDWR if os.name == 'nt' else os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDWR if WINDOWS else os.O_RDONLY)  # it flushes what may be written to
     try:
         os.fsync(descriptor)
     except OSError as error:
@@ -84,19 +97,19 @@ def lock_folder(folder: str, create: bool = True) -> FolderLock | None:
         create: Lock it also if there is no such file; otherwise nothing is written then.
 
     Returns:
-        None if the folder's file system cannot lock, or without create.
+        None if the folder's file system cannot lock, on Windows, or without create.
 
     Raises:
         FolderInUse: Another process has the lock.
     """
     path = os.path.join(folder, _LOCK)
-    if sys.platform == 'win32' or not (create or os.path.exists(path)):
+    if WINDOWS or not (create or os.path.exists(path)):
         return None
     import fcntl  # not on Windows
 
     while True:
         try:
-            file = open(path, 'a+')  # noqa: SIM115
+            file = open(path, 'a+', encoding='utf-8')  # noqa: SIM115
         except OSError:  # whoever writes to the folder will say so
             return None
         try:

@@ -18,6 +18,8 @@ from safetensors import SafetensorError
 from timm.models import clean_state_dict
 from torch import Tensor
 
+from timm_synermix.utils.files import WINDOWS
+
 LOAD_ERRORS = (
     *(RuntimeError, ValueError, KeyError, EOFError, OSError, UnpicklingError, zipfile.BadZipFile),
     *(SafetensorError, AttributeError, TypeError),  # of a file that holds something else
@@ -30,7 +32,7 @@ _EMA_KEYS = ('state_dict_ema', 'model_ema')
 def load_content(path: str) -> Any:
     """What a file of torch holds: tensors, numbers, text, and the arguments of timm's checkpoints; nothing else.
 
-    Tensors of a file of today's format are read when they are used.
+    Tensors of a file of today's format are read when they are used, but on Windows.
 
     Raises:
         ValueError: It is something else than a file of weights; or one of `LOAD_ERRORS`.
@@ -38,7 +40,8 @@ def load_content(path: str) -> Any:
     check_kind(path)
     with torch.serialization.safe_globals([argparse.Namespace]):
         try:
-            return torch.load(path, map_location='cpu', weights_only=True, mmap=zipfile.is_zipfile(path))
+            mapped = zipfile.is_zipfile(path) and not WINDOWS  # where a file that is mapped cannot be replaced
+            return torch.load(path, map_location='cpu', weights_only=True, mmap=mapped)
         except UnpicklingError as error:
             raise ValueError(_refusal(path, error)) from error
 

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as a wish to stop, which all processes of a run follow at the same place."""
+"""Signals as a wish to stop, which all processes of a run follow at the same place."""
 
 from __future__ import annotations
 
@@ -11,6 +11,12 @@ from typing import Any
 from timm_synermix.utils.distributed import HostGroup
 
 _logger = logging.getLogger(__name__)
+
+
+# Those that the system has. SIGBREAK is of Windows: Ctrl-Break, a console that is closed.
+STOP_SIGNALS = tuple(
+    signal.Signals[name] for name in ('SIGINT', 'SIGTERM', 'SIGBREAK') if name in signal.Signals.__members__
+)
 
 
 class Stopped(Exception):
@@ -26,7 +32,7 @@ class Stopped(Exception):
 
 
 class StopRequest:
-    """While it is entered, the first SIGINT or SIGTERM is noted, and a second one is obeyed at once.
+    """While it is entered, the first of the signals that stop is noted, and a second one is obeyed at once.
 
     Args:
         group: The processes that stop together when one of them is asked to.
@@ -39,7 +45,7 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():  # Python takes handlers from it alone
-            for signum in (signal.SIGINT, signal.SIGTERM):
+            for signum in STOP_SIGNALS:
                 self._previous[signum] = signal.signal(signum, self._note)
         return self
 

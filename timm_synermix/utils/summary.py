@@ -37,11 +37,11 @@ def append_summary(path: str, row: Mapping[str, float]) -> None:
     rows: list[dict[str, Any]] = []
     names: list[str] = []
     if os.path.exists(path):
-        with open(path, newline='') as file:
+        with open(path, newline='', encoding='utf-8') as file:
             reader = csv.DictReader(file)
             rows, names = list(reader), list(reader.fieldnames or ())
     names += [name for name in row if name not in names]
-    with replacing(path) as temporary, open(temporary, 'w', newline='') as file:
+    with replacing(path) as temporary, open(temporary, 'w', newline='', encoding='utf-8') as file:
         writer = csv.DictWriter(file, names)
         writer.writeheader()
         writer.writerows([*rows, row])
@@ -54,10 +54,10 @@ def trim_summary(path: str, first_epoch: int) -> None:
     if first_epoch == 0:
         os.replace(path, path + '.old')
         return
-    with open(path, newline='') as file:
+    with open(path, newline='', encoding='utf-8') as file:
         reader = csv.DictReader(file)
         rows, names = list(reader), list(reader.fieldnames or ())
-    with replacing(path) as temporary, open(temporary, 'w', newline='') as file:
+    with replacing(path) as temporary, open(temporary, 'w', newline='', encoding='utf-8') as file:
         writer = csv.DictWriter(file, names)
         writer.writeheader()
         writer.writerows(
@@ -86,7 +86,7 @@ def finite_or_none(value: Any) -> Any:
 
 def write_results(path: str, results: dict[str, Any] | list[dict[str, Any]], format: str) -> None:
     """Write one row, or a list of them, as 'csv' with a header or as 'json'."""
-    with open(path, 'w', newline='') as file:
+    with open(path, 'w', newline='', encoding='utf-8') as file:
         if format == 'json':
             json.dump(finite_or_none(results), file, indent=4)
             return
