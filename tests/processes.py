@@ -1,4 +1,7 @@
-"""Processes for tests. They are forked from a server that has imported the package once, and so start at once."""
+"""Processes for tests. They are forked from a server that has imported the package once, and so start at once.
+
+Windows cannot fork: there each of them imports it anew.
+"""
 
 import multiprocessing
 import os
@@ -10,7 +13,7 @@ from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-_context = multiprocessing.get_context('forkserver')
+_context = multiprocessing.get_context('spawn' if sys.platform == 'win32' else 'forkserver')
 _context.set_forkserver_preload(['train', 'timm_synermix.metrics', 'timm_synermix.report'])
 
 
@@ -22,7 +25,8 @@ def start(work: Callable, *args: object, log: Path, **env: str) -> BaseProcess:
 
 
 def _run(work: Callable, args: tuple, env: dict[str, str], log: str) -> None:
-    os.setsid()
+    if hasattr(os, 'setsid'):
+        os.setsid()
     os.environ.clear()
     os.environ.update(env)
     with open(log, 'ab', buffering=0) as file:

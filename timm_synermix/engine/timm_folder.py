@@ -79,7 +79,7 @@ def label_config(run: Run) -> dict[str, Any]:
 def model_card(run: Run, folder: str, epoch: int) -> str:
     """The model card, by timm's own function, and the cohesion of the classes below it."""
     args, architecture = run.args, run.trained.model.pretrained_cfg['architecture']
-    with open(os.path.join(folder, 'summary.csv'), newline='') as file:
+    with open(os.path.join(folder, 'summary.csv'), newline='', encoding='utf-8') as file:
         row = next((row for row in csv.DictReader(file) if row['epoch'] == str(epoch)), {})
     results = {name: f'{float(value):.4g}' for name, value in row.items() if value}
     columns = list(row)
