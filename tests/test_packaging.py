@@ -148,6 +148,16 @@ def test_readme_of_pypi_has_absolute_links(setup_py):
     assert bool(setup_py['given']['project_urls']) == bool(setup_py['REPOSITORY'])
 
 
+def test_the_changelog_has_the_usual_form():
+    """Keep a Changelog's: what is not released, then versions with their dates; kinds of changes in each."""
+    text = (ROOT / 'CHANGELOG.md').read_text()
+    versions = re.findall(r'^## (.*)$', text, re.MULTILINE)
+    assert versions[0] == '[Unreleased]'
+    assert all(re.fullmatch(r'\[\d+\.\d+\.\d+\] - \d{4}-\d\d-\d\d', version) for version in versions[1:])
+    kinds = re.findall(r'^### (.*)$', text, re.MULTILINE)
+    assert {'Added'} <= set(kinds) <= {'Added', 'Changed', 'Deprecated', 'Removed', 'Fixed', 'Security'}
+
+
 def test_setup_py_works():
     command = [sys.executable, 'setup.py', '--name']
     assert (
