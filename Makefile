@@ -10,8 +10,8 @@ VENV := .venv
 BIN := $(VENV)/$(SCRIPTS)
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo bench bench-quick reproduce test test-slow test-all timm-tests test-oldest test-newest release quality style \
-	docs clean
+.PHONY: demo bench bench-quick reproduce gpu-check test test-slow test-all timm-tests test-oldest test-newest release \
+	quality style docs clean
 
 demo: $(INSTALLED)
 	$(BIN)/python examples/demo.py
@@ -26,6 +26,10 @@ bench-quick: $(INSTALLED)
 GRID ?= benchmarks/grids/$(if $(DATA_DIR),methods,digits).yaml
 reproduce: $(INSTALLED)
 	$(BIN)/python benchmarks/reproduce.py $(GRID) $(if $(DATA_DIR),--data-dir $(DATA_DIR)) $(FLAGS)
+
+# All that needs a GPU, in less than 15 minutes: make gpu-check DATA_DIR=/path/to/tin100. See benchmarks/gpu.sh.
+gpu-check: $(INSTALLED)
+	PYTHON=$(BIN)/python benchmarks/gpu.sh $(DATA_DIR)
 
 # Tests run on WORKERS cores, each in one thread. test takes some 4 minutes on two, test-slow (what test leaves out) up to
 # 12; test-all is everything, every model of timm included, an hour or so.
