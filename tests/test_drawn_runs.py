@@ -67,6 +67,7 @@ GROUPS = {
         '--aa v0',
         '--no-aug',
         '--crop-padding 2 --cutout 6',
+        '--crop-padding 2 --cutout 6 --color-jitter 0 --on-device',
         '--color-jitter 0.2 --vflip 0.5 --scale 0.5 1',
         '--no-prefetcher --reprob 0.5 --remode pixel',
         '--train-crop-mode rkrc',
