@@ -2,21 +2,26 @@
 
 import io
 import random
+import tarfile
+from functools import partial
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 from timm.data import ImageDataset, create_transform
+from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torchvision import transforms
 
 from timm_synermix.data.augment_ops import mend_augmentation
 from timm_synermix.data.dataset import ReadableImages, TwoViewDataset, UnreadableImage
-from timm_synermix.data.loader import stack
+from timm_synermix.data.dataset_factory import create_dataset
+from timm_synermix.data.loader import create_synermix_loader, stack
 from timm_synermix.data.pixels import Pixels, decode_jpeg, transform_pixels
 from timm_synermix.data.transforms import TwoViewTransform
-from timm_synermix.utils.random import seed_everything
+from timm_synermix.utils.random import seed_everything, seed_of
 
 ROTATED = Image.Exif()
 ROTATED[0x112] = 6
@@ -182,3 +187,61 @@ def test_stack(dtype):
     stacked = stack(images)
     assert torch.equal(stacked, torch.stack(images))
     assert stacked.is_contiguous()
+
+
+@pytest.fixture
+def jpegs(tmp_path):
+    """A folder of 12 JPEGs of two classes, of all kinds."""
+    for number in range(12):
+        path = tmp_path / 'images' / 'train' / 'ab'[number % 2] / f'{number}.jpg'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(list(JPEGS.values())[number % 7])
+    return tmp_path / 'images'
+
+
+NO_SCALE = dict(mean=(0, 0, 0), std=(1, 1, 1))
+RECIPE = dict(auto_augment='rand-m9-mstd0.5-inc1', re_prob=0.25, interpolation='random', **NO_SCALE)
+
+
+@pytest.mark.filterwarnings('ignore::DeprecationWarning')
+@pytest.mark.parametrize('source', ['', 'hfds'])
+@pytest.mark.parametrize('num_workers', [0, 1])
+def test_a_recipes_batches_are_timms(jpegs, tmp_path, source, num_workers):
+    """Augmented views to the bit, of files and of the rows of a data set; each image is shown three times."""
+    if source:
+        pytest.importorskip('datasets', reason='needs the package datasets')
+    create = partial(create_dataset, f'hfds/{jpegs}' if source else '', split='train')
+    root = str(tmp_path / 'cache') if source else str(jpegs)
+    kwargs = dict(num_workers=num_workers, num_aug_repeats=3, device=torch.device('cpu'))
+    loader = create_synermix_loader(create(root=root), 32, 4, **kwargs, **RECIPE)
+    training = mend_augmentation(create_transform(32, is_training=True, use_prefetcher=True, **RECIPE), 'RGB')
+    images = timm.data.create_dataset(f'hfds/{jpegs}' if source else '', root=root, split='train')
+    erase = RandomErasing(0.25, device='cpu')
+    for (input, target), draws in zip(loader, list(loader.batch_sampler), strict=True):
+        seed_everything(seed_of('batch', 42, *draws[1:]))
+        expected = torch.stack([training(images[index][0]) for index in draws.items]) / 255
+        seed_everything(seed_of('erase', 42, 0, 0, draws.number))
+        erase(expected)
+        torch.testing.assert_close(input[len(target) :], expected, rtol=0, atol=1e-6)
+        assert target.tolist() == [images[index][1] for index in draws.items]
+
+
+def test_a_streams_images_are_timms(jpegs, tmp_path):
+    pytest.importorskip('webdataset', reason='needs the package webdataset')
+    (tmp_path / 'label.cls').write_text('1')
+    with tarfile.open(tmp_path / 'train-0000.tar', 'w') as file:
+        for path in sorted(jpegs.rglob('*.jpg')):
+            file.add(path, arcname=path.name)
+            file.add(tmp_path / 'label.cls', arcname=f'{path.stem}.cls')
+    kwargs = dict(root=str(tmp_path), split='train-0000.tar', is_training=True, batch_size=4, num_samples=12)
+    dataset = create_dataset('wds/local', **kwargs)
+    loader = create_synermix_loader(
+        dataset, 32, 4, no_aug=True, num_workers=0, use_prefetcher=False, clean_interpolation='nearest', crop_pct=1.0
+    )
+    evaluation = create_transform(32, is_training=True, no_aug=True)
+    files = {evaluation(Image.open(path).convert('RGB')).numpy().tobytes() for path in jpegs.rglob('*.jpg')}
+    seen = 0
+    for input, target in loader:
+        assert {view.numpy().tobytes() for view in input[len(target) :]} <= files
+        seen += len(target)
+    assert seen == 12

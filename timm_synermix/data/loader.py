@@ -327,7 +327,7 @@ def _epoch_order(dataset: Any, num_aug_repeats: float, seed: int, rank: int, wor
 def stack(images: list[Tensor]) -> Tensor:
     """As torch.stack, in a worker into shared memory.
 
-    numpy copies pixels with interleaved colours three times as fast as torch.
+    numpy copies large images of interleaved colours nearly twice as fast as torch.
     """
     first = images[0]
     if first.dtype != torch.uint8:
@@ -339,8 +339,7 @@ def stack(images: list[Tensor]) -> Tensor:
     else:
         storage = torch.UntypedStorage._new_shared(math.prod(shape))
         stacked = first.new_empty(0).set_(storage).view(shape)
-    for place, image in zip(stacked.numpy(), images, strict=True):
-        np.copyto(place, image.numpy())
+    np.stack([image.numpy() for image in images], out=stacked.numpy())
     return stacked
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import threading
@@ -81,6 +82,7 @@ def shielded(init: Callable[[int], None] | None, worker_id: int) -> None:
 
     The main process may be about to save where it is, and would be torn away by the loss of a worker.
     """
+    gc.freeze()  # its rounds would copy every page that is shared with the main process
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, 'sigwaitinfo'):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
