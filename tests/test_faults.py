@@ -128,6 +128,26 @@ def test_sigterm_to_the_process_and_all_of_its_workers(image_folder, tmp_path):
 
 
 @pytest.mark.slow
+def test_sigusr1_to_the_process_and_all_of_its_workers(image_folder, tmp_path):
+    """As Slurm sends it ahead of the limit of a job."""
+    command = [sys.executable, ROOT / 'train.py', *flags(image_folder, tmp_path), '--epochs', '10000', '-j', '2']
+    with open(tmp_path / 'log', 'w') as log:  # started as a user does: a forked process ends otherwise
+        process = subprocess.Popen(list(map(str, command)), stdout=log, stderr=log, start_new_session=True)
+    try:
+        deadline = time.time() + 120
+        while 'Train: 1 done' not in (tmp_path / 'log').read_text() and time.time() < deadline:
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGUSR1)
+        assert process.wait(timeout=60) == 138
+    finally:
+        process.kill()
+    text = (tmp_path / 'log').read_text()
+    assert text.count('SIGUSR1: finishing this step') == 1
+    assert 'Traceback' not in text
+    assert list((tmp_path / 'run').glob('recovery-*.pth.tar'))
+
+
+@pytest.mark.slow
 def test_twenty_kills_of_a_whole_run(image_folder, tmp_path):
     """kill -9 of the process and its workers, at any moment; every time it goes on."""
     extra = [*RESUMED, '--epochs', '60', '-j', '2']

@@ -15,6 +15,7 @@ from processes import run_ranks, run_script, start
 from timm.data import create_dataset, create_loader, resolve_data_config
 
 from timm_synermix import FeatureHook
+from timm_synermix.engine.accelerator import take_slurm_ranks
 from timm_synermix.metrics.collection import CohesionMeter
 
 TORCHRUN = ['-m', 'torch.distributed.run', '--nproc_per_node', '2', '--master_port', '0', '--standalone']
@@ -146,6 +147,91 @@ def test_two_machines_train_one_model(image_folder, tmp_path, free_port):
     assert first['steps'] == second['steps'] == 3
 
 
+def start_by_slurm(image_folder, folder, port, *extra, **env):
+    """Two processes of one srun, on a node each, as Slurm starts them."""
+    command = [ROOT / 'train.py', *flags(image_folder, folder), '-b', '4', *extra]
+    env |= dict(SLURM_NTASKS='2', SLURM_LOCALID='0', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
+    return [
+        start(run_script, *command, log=folder / f'rank{rank}.log', SLURM_PROCID=str(rank), **env) for rank in (0, 1)
+    ]
+
+
+def test_slurm_starts_one_run_and_stops_it_ahead_of_the_limit(image_folder, tmp_path, free_port):
+    """srun starts the processes, SIGUSR1 stops them after a step, and the requeued job goes on and ends."""
+    lengthy = ['--epochs', '10000', '--resume', 'auto']
+    processes = start_by_slurm(image_folder, tmp_path, free_port, *lengthy, SLURM_STEP_NUM_TASKS='2')
+    try:
+        deadline = time.time() + 120
+        while not (tmp_path / 'run' / 'last.pth.tar').exists() and time.time() < deadline:
+            time.sleep(0.05)
+        os.kill(processes[1].pid, signal.SIGUSR1)
+        for process in processes:
+            process.join(timeout=60)
+            assert process.exitcode == 128 + signal.SIGUSR1
+    finally:
+        for process in processes:
+            process.kill()
+    text = (tmp_path / 'rank0.log').read_text()
+    assert '2 process(es) on cpu' in text
+    assert 'Interrupted. The last good checkpoint is ' in text
+    assert 'Traceback' not in text + (tmp_path / 'rank1.log').read_text()
+    checkpoint = next((tmp_path / 'run').glob('recovery-*'), tmp_path / 'run' / 'last.pth.tar')
+    done = torch.load(checkpoint, weights_only=False)['saver']['run']['epoch']
+
+    lengthy[1] = str(done + 1)
+    processes = start_by_slurm(image_folder, tmp_path, free_port, *lengthy)  # SLURM_NTASKS alone, as timm reads it
+    try:
+        for process in processes:
+            process.join(timeout=120)
+            assert process.exitcode == 0
+    finally:
+        for process in processes:
+            process.kill()
+    with open(tmp_path / 'run' / 'summary.csv') as file:
+        assert sum(1 for _ in file) == 1 + done + 1  # every epoch once
+
+
+@pytest.mark.parametrize(
+    ('environment', 'expected'),
+    [
+        (dict(SLURM_STEP_NUM_TASKS='4', SLURM_PROCID='3', SLURM_LOCALID='1'), ('4', '3', '1')),
+        (dict(SLURM_NTASKS='4', SLURM_PROCID='3', SLURM_LOCALID='1'), ('4', '3', '1')),
+        (dict(SLURM_STEP_NUM_TASKS='1', SLURM_NTASKS='4', SLURM_PROCID='0', SLURM_LOCALID='0'), (None, None, None)),
+        (dict(SLURM_NTASKS='4'), (None, None, None)),  # a shell of salloc
+        (dict(WORLD_SIZE='8', RANK='5', SLURM_STEP_NUM_TASKS='2', SLURM_PROCID='1'), ('8', '5', None)),  # torchrun
+    ],
+)
+def test_ranks_from_slurm(monkeypatch, environment, expected):
+    names = ('WORLD_SIZE', 'RANK', 'LOCAL_RANK')
+    for name in names:
+        monkeypatch.setenv(name, '')  # and so put back at the end
+        monkeypatch.delenv(name)
+    for name, value in {**environment, 'MASTER_ADDR': 'host', 'MASTER_PORT': '29500'}.items():
+        monkeypatch.setenv(name, value)
+    take_slurm_ranks()
+    assert tuple(map(os.environ.get, names)) == expected
+
+
+@pytest.mark.parametrize('missing', ['MASTER_ADDR', 'MASTER_PORT'])
+def test_slurm_must_say_where_to_meet(run_train, monkeypatch, capsys, missing, tmp_path):
+    environment = dict(MASTER_ADDR='host', MASTER_PORT='29500')
+    environment.pop(missing)
+    for name, value in dict(SLURM_STEP_NUM_TASKS='2', SLURM_PROCID='0', SLURM_LOCALID='0', **environment).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as error:
+        run_train('--synermix')
+    assert error.value.code == 2
+    assert f'srun has started 2 processes, which do not know where to meet: set {missing}' in capsys.readouterr().err
+    assert not (tmp_path / 'run').exists()
+
+
+def test_a_process_beside_srun_trains_alone(run_train, monkeypatch):
+    """python in a batch file, or accelerate launch: the job has several tasks, but this is none of them."""
+    for name, value in dict(SLURM_NTASKS='2', SLURM_PROCID='0', SLURM_LOCALID='0').items():
+        monkeypatch.setenv(name, value)
+    assert run_train('--synermix').summary()
+
+
 @pytest.mark.parametrize('name', ['WORLD_SIZE', 'SLURM_STEP_NUM_TASKS', 'OMPI_COMM_WORLD_SIZE'])
 def test_processes_that_would_train_copies_are_refused(run_train, monkeypatch, capsys, name):
     monkeypatch.setenv(name, '2')  # without the rank that a launcher would give
@@ -154,7 +240,7 @@ def test_processes_that_would_train_copies_are_refused(run_train, monkeypatch, c
     assert error.value.code == 2
     message = capsys.readouterr().err
     assert f'{name} asks for 2 processes' in message
-    assert 'start them with torchrun or accelerate launch' in message
+    assert 'start them with srun, torchrun or accelerate launch' in message
 
 
 @pytest.mark.parametrize('kind', ['FSDP', 'DEEPSPEED', 'MEGATRON_LM'])

@@ -86,8 +86,18 @@ def test_a_kill_in_the_middle_of_an_epoch(run_train, never_stopped, stop_at, tmp
     assert_same_run(run_train(*flags, '--resume', 'auto', '-j', '2'), never_stopped(*flags))
 
 
-@pytest.mark.parametrize('signum', [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize(('where', 'n'), [('update_weights', 4), ('evaluate_model', 3), ('append_summary', 1)])
+@pytest.mark.parametrize(
+    ('signum', 'where', 'n'),
+    [
+        (signal.SIGINT, 'update_weights', 4),
+        (signal.SIGTERM, 'update_weights', 4),
+        (signal.SIGINT, 'evaluate_model', 3),
+        (signal.SIGTERM, 'evaluate_model', 3),
+        (signal.SIGINT, 'append_summary', 1),
+        (signal.SIGTERM, 'append_summary', 1),
+        (signal.SIGUSR1, 'update_weights', 4),
+    ],
+)
 def test_a_signal_is_followed_at_once_and_costs_nothing(
     run_train, never_stopped, stop_at, caplog, tmp_path, signum, where, n
 ):

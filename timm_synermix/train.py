@@ -128,7 +128,7 @@ def fit(run: Run) -> None:
     """Train epoch by epoch; evaluate, log and save after each that is due.
 
     Raises:
-        Stopped: SIGINT or SIGTERM asked for it; where the run was is saved.
+        Stopped: A signal asked for it; where the run was is saved.
     """
     args, place, scheduler = run.args, run.place, run.trained.scheduler
     with run.keeper.stop:
@@ -151,7 +151,7 @@ def train_one_epoch(run: Run, epoch: int) -> dict[str, float]:
 
     Raises:
         NonFiniteLoss: A loss is NaN or infinite, and no more updates may be left out.
-        Stopped: SIGINT or SIGTERM asked for it; where the run was is saved.
+        Stopped: A signal asked for it; where the run was is saved.
     """
     args, trained, place, guard = run.args, run.trained, run.place, run.keeper.guard
     loader, first_batch = run.loaders.train, place.first_batch(epoch)

@@ -21,6 +21,7 @@ from timm_synermix.data.draws import DrawSampler
 from timm_synermix.data.sample_dataset import SampleDataset
 from timm_synermix.utils.layout import Layout
 from timm_synermix.utils.random import random_state_kept, seed_everything, seed_of
+from timm_synermix.utils.signals import STOP_SIGNALS
 
 
 class SampleLoader(DataLoader):
@@ -83,7 +84,8 @@ def shielded(init: Callable[[int], None] | None, worker_id: int) -> None:
     The main process may be about to save where it is, and would be torn away by the loss of a worker.
     """
     gc.freeze()  # its rounds would copy every page that is shared with the main process
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for signum in set(STOP_SIGNALS) - {signal.SIGTERM}:
+        signal.signal(signum, signal.SIG_IGN)
     if hasattr(signal, 'sigwaitinfo'):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_end_by_parent, daemon=True).start()

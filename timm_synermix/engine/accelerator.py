@@ -20,6 +20,31 @@ from timm_synermix.engine.tracker_start import tracker_names
 _WORLD_SIZES = ('WORLD_SIZE', 'SLURM_STEP_NUM_TASKS', 'OMPI_COMM_WORLD_SIZE', 'PMI_SIZE', 'MV2_COMM_WORLD_SIZE')
 
 
+def take_slurm_ranks() -> None:
+    """Under srun, which starts one process for each GPU, tell torch what Slurm says of them, as timm's scripts do.
+
+    What torchrun or accelerate launch have said is left alone. Where the processes meet is in MASTER_ADDR and
+    MASTER_PORT; Slurm does not say.
+
+    Raises:
+        ValueError: There are several, and these are missing.
+    """
+    size = os.environ.get('SLURM_STEP_NUM_TASKS')  # of this srun
+    if size is None and 'MASTER_ADDR' in os.environ:
+        size = os.environ.get('SLURM_NTASKS')  # of the job, which a process outside of srun has, too
+    if 'WORLD_SIZE' in os.environ or 'SLURM_PROCID' not in os.environ or int(size or 1) == 1:
+        return
+    for name in ('MASTER_ADDR', 'MASTER_PORT'):
+        if name not in os.environ:
+            raise ValueError(
+                f'srun has started {size} processes, which do not know where to meet: set {name} in the batch file, '
+                'as docs/launch.md does'
+            )
+    os.environ['WORLD_SIZE'] = str(size)
+    os.environ['RANK'] = os.environ['SLURM_PROCID']
+    os.environ['LOCAL_RANK'] = os.environ['SLURM_LOCALID']
+
+
 def create_accelerator(args: argparse.Namespace, **kwargs: Any) -> Accelerator:
     """The Accelerator of the flags device, amp and amp_dtype.
 
@@ -30,6 +55,7 @@ def create_accelerator(args: argparse.Namespace, **kwargs: Any) -> Accelerator:
     Raises:
         ValueError: The device is not there, or cannot do what the flags ask of it.
     """
+    take_slurm_ranks()
     device = 'cpu' if parse_flag_from_env('ACCELERATE_USE_CPU') else args.device
     kind, _, index = device.partition(':')
     if kind == 'cuda' and not torch.cuda.is_available():
@@ -62,6 +88,7 @@ def create_train_accelerator(args: argparse.Namespace) -> Accelerator:
             importlib.import_module(module)
     if args.sync_bn and args.device.startswith('cpu'):
         raise ValueError('--sync-bn needs a GPU, got --device cpu')
+    take_slurm_ranks()
     _check_distribution(None)
     accelerator = create_accelerator(
         args,
@@ -88,7 +115,7 @@ def _check_distribution(accelerator: Accelerator | None) -> None:
         if apart and asked.isdecimal() and int(asked) > 1:
             raise ValueError(
                 f'{name} asks for {asked} processes, but they have not found each other, and each would train a model '
-                'of its own; start them with torchrun or accelerate launch'
+                'of its own; start them with srun, torchrun or accelerate launch'
             )
     for kind in ('FSDP', 'DEEPSPEED', 'MEGATRON_LM'):
         if parse_flag_from_env(f'ACCELERATE_USE_{kind}'):  # on a CPU Accelerate itself would pass over it in silence

@@ -41,7 +41,7 @@ def stops_told(run: Run) -> Iterator[None]:
         if args.rank == 0:
             _logger.info(f'Interrupted. {how_to_continue(args)}')
         run.accelerator.end_training()
-        sys.exit(128 + stopped.signum)  # 130 for SIGINT, 143 for SIGTERM
+        sys.exit(128 + stopped.signum)  # 130 for SIGINT, 138 for SIGUSR1, 143 for SIGTERM
     except (NonFiniteLoss, SaveError, UnreadableImage) as error:
         if args.rank == 0 or not isinstance(error, NonFiniteLoss):  # which all processes raise
             reason = str(error).splitlines()[-1].rpartition('UnreadableImage: ')[2]  # a worker's has its traceback

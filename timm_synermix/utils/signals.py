@@ -13,9 +13,10 @@ from timm_synermix.utils.distributed import HostGroup
 _logger = logging.getLogger(__name__)
 
 
-# Those that the system has. SIGBREAK is of Windows: Ctrl-Break, a console that is closed.
+# Those that the system has. SIGUSR1 is what Slurm can send ahead of a job's time limit. SIGBREAK is of Windows:
+# Ctrl-Break, a console that is closed.
 STOP_SIGNALS = tuple(
-    signal.Signals[name] for name in ('SIGINT', 'SIGTERM', 'SIGBREAK') if name in signal.Signals.__members__
+    signal.Signals[name] for name in ('SIGINT', 'SIGTERM', 'SIGUSR1', 'SIGBREAK') if name in signal.Signals.__members__
 )
 
 
