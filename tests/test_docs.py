@@ -278,7 +278,7 @@ def test_every_flag_exists(page):
     known = reduce(operator.or_, map(options, PARSERS.values())) | {'--cpu'}  # accelerate launch
     known |= set(re.findall(r"'(--[\w-]+)'", ''.join(map(text_of, glob('benchmarks/*.py')))))
     known |= {'--result'}  # a line of output
-    of_launchers = re.compile(r'^.*(torchrun|accelerate launch|tensorboard|hf upload).*$', re.MULTILINE)
+    of_launchers = re.compile(r'^.*(torchrun|accelerate launch|tensorboard|hf upload|#SBATCH|scancel).*$', re.MULTILINE)
     named = re.findall(r'(?<![\w-])--[a-z][\w-]*', of_launchers.sub('', text_of(page)))
     assert {name for name in named if '_' not in name and not name.endswith('-')} - known == set()
 
