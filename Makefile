@@ -10,8 +10,8 @@ VENV := .venv
 BIN := $(VENV)/$(SCRIPTS)
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo bench bench-quick reproduce gpu-check test test-slow test-all timm-tests test-oldest test-newest release \
-	quality style docs clean
+.PHONY: demo bench bench-quick bench-scale reproduce gpu-check test test-slow test-all timm-tests test-oldest test-newest \
+	release quality style docs clean
 
 demo: $(INSTALLED)
 	$(BIN)/python examples/demo.py
@@ -21,6 +21,9 @@ bench: $(INSTALLED)
 
 bench-quick: $(INSTALLED)
 	$(BIN)/python benchmarks/bench.py --quick
+
+bench-scale: $(INSTALLED)
+	$(BIN)/python benchmarks/bench_scale.py
 
 # Images: make reproduce DATA_DIR=/path/to/folder-or-tar; further flags of the driver in FLAGS.
 GRID ?= benchmarks/grids/$(if $(DATA_DIR),methods,digits).yaml

@@ -1,6 +1,9 @@
 import pytest
+import timm
 import torch
 
+from timm_synermix import SynerMixTask
+from timm_synermix.engine.resume import rank_state
 from timm_synermix.functional import class_rows, mix_rows, row_weight
 from timm_synermix.task.feature_bank import FeatureBank
 
@@ -32,6 +35,9 @@ def test_a_lone_image_is_mixed_with_the_last_feature_of_its_class():
         torch.testing.assert_close(mixed[r], own)
     assert mixed[4].abs().sum() == 0  # padding
     assert mix.share[2:].abs().sum() == 0
+    assert mix.found.item() == pytest.approx(2 / 3)  # of 2, 5 and 0
+    assert bank.draw(*class_rows(torch.tensor([4, 4]))).found == 1
+    assert FeatureBank(CLASSES, D).memory == 4 * D * (CLASSES + 1) == bank.features[0].nbytes
 
 
 def test_shares_are_those_of_two_uniform_draws():
@@ -89,6 +95,19 @@ def test_state_goes_through_a_checkpoint_and_must_fit():
     assert torch.equal(first.feature[0], feature)
     with pytest.raises(ValueError, match='feature bank must be of 7 classes, got 6'):
         FeatureBank(7).load_state_dict(bank.state_dict(), torch.device('cpu'))
+
+
+def test_checkpoints_have_the_bank_of_each_process_once(monkeypatch):
+    """That of the first one is in the state of its task; above a size of all there is no other."""
+    task = SynerMixTask(timm.create_model('test_resnet', num_classes=5), bank=True, verbose=False)
+    clean, augmented = torch.randn(2, 4, 3, 32, 32)
+    task(torch.cat([clean, augmented]), torch.arange(4))
+    states = [rank_state(task, rank, 3) for rank in range(3)]
+    assert ['bank' in state for state in states] == [False, True, True]
+    assert 'bank' in task.get_task_state()
+    assert task.bank.memory == task.bank.features[0].nbytes
+    monkeypatch.setattr('timm_synermix.engine.resume._BANKS', 3 * task.bank.memory - 1)
+    assert 'bank' not in rank_state(task, 1, 3)
 
 
 def test_nothing_is_read_back_from_the_device():

@@ -12,7 +12,7 @@ from torch.utils.data import Subset
 from torchvision import datasets as tv
 
 from timm_synermix import create_synermix_loader, dataset_targets
-from timm_synermix.data.classes import check_classes
+from timm_synermix.data.classes import Renumbered, check_classes
 from timm_synermix.data.dataset import TwoViewDataset
 from timm_synermix.data.dataset_factory import _file_names, create_dataset, describe
 from timm_synermix.data.draws import Draws, Views, image_of
@@ -280,6 +280,25 @@ def test_targets_of_a_hugging_face_data_set(image_folder, tmp_path):
     dataset = timm.data.create_dataset(f'hfds/{image_folder}', root=str(tmp_path), split='train')
     assert sorted(dataset_targets(dataset)) == [0] * 7 + [1] * 6 + [2] * 5 + [3]
     assert dataset_targets(dataset).tolist() == read_targets(dataset)
+
+
+@pytest.mark.filterwarnings('ignore::DeprecationWarning')
+@pytest.mark.parametrize('class_map', [None, {'a': 3, 'b': 0, 'c': 1, 'lone': 2}], ids=['own', 'map'])
+def test_labels_are_read_by_column_once(image_folder, tmp_path, monkeypatch, class_map):
+    """The same as row by row, in any order of the rows, under a class map; and no row is read for them."""
+    pytest.importorskip('datasets', reason='needs the package datasets')
+    dataset = timm.data.create_dataset(f'hfds/{image_folder}', root=str(tmp_path), split='train', class_map=class_map)
+    dataset.reader.dataset = dataset.reader.dataset.select(range(len(dataset))[::-1])
+    expected = list(dataset.reader.iter_targets())
+    assert len(set(expected)) == 4
+    monkeypatch.setattr(type(dataset.reader), 'iter_targets', None)
+    targets = dataset_targets(dataset)
+    assert targets.tolist() == expected
+    assert dataset_targets(dataset) is targets
+    dataset.target_transform = Renumbered({0: 5, 3: 0})
+    assert dataset_targets(dataset).tolist() == [{0: 5, 3: 0}.get(label, label) for label in expected]
+    dataset.reader.dataset = dataset.reader.dataset.select([0, 1])  # another one has labels of its own
+    assert len(dataset_targets(dataset)) == 2
 
 
 @pytest.mark.filterwarnings('ignore::DeprecationWarning')

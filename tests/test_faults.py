@@ -200,6 +200,27 @@ def test_a_signal_is_obeyed_within_ten_seconds(image_folder, tmp_path, where, si
 # Ranks that do not belong together
 
 
+def checks_until_stopped(rank):
+    """Of fast steps, in how many checks processes agree, and after how many more of them a signal is followed."""
+    group, agreed = HostGroup(), []
+    original = group.max
+    group.max = lambda values: agreed.append(1) or original(values)
+    with StopRequest(group) as stop:
+        for _ in range(100):
+            stop.check()
+        few = len(agreed)
+        stop.check(now=True)
+        assert len(agreed) == few + 1
+        if rank == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        done = []
+        with suppress(Stopped):
+            for number in range(100):
+                stop.check()
+                done.append(number)
+    return few, len(done)
+
+
 def compare_ranks(root, results):
     dist.init_process_group('gloo')
     rank = dist.get_rank()
@@ -221,6 +242,7 @@ def compare_ranks(root, results):
                 stop.check()
             except Stopped as stopped:
                 found.append(str(stopped))
+        found.append(checks_until_stopped(rank))
         guard = LossGuard([], HostGroup(), max_bad_steps=1)
         for update in range(3):  # rank 1 alone has a bad loss; both leave the update out
             guard.add({'loss': torch.tensor(1.0), 'intra_loss': torch.tensor([1.0, float('nan')][rank])}, update)
@@ -240,12 +262,14 @@ def test_ranks_that_disagree_are_refused(tmp_path):
     run_ranks(compare_ranks, str(tmp_path / 'data'), str(tmp_path), folder=tmp_path)
     first, second = (torch.load(tmp_path / str(rank)) for rank in (0, 1))
     assert first == second
-    same, lr, workers, data, largest, stopped, *losses = first
+    same, lr, workers, data, largest, stopped, (few, late), *losses = first
     assert same == workers == ''
     assert lr == '--lr must be the same in all processes, got 0.1 on rank 0, 0.2 on rank 1'
     assert data.startswith('the training set must be the same in all processes, got 5 images with labels of checksum')
     assert largest == [1, 0]
     assert stopped == 'SIGTERM'
+    assert 6 <= few < 20
+    assert late < 16
     assert losses == [False, 'not a finite number: intra_loss of update 1 of epoch 0']
 
 

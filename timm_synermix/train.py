@@ -139,7 +139,7 @@ def fit(run: Run) -> None:
             set_epoch(run.loaders.train, epoch, place.first_batch(epoch))
             with saved_if_stopped(run, epoch):
                 train_metrics = train_one_epoch(run, epoch)
-                run.keeper.stop.check()
+                run.keeper.stop.check(now=True)
                 eval_metrics = evaluate_task(run) if due and run.loaders.eval is not None else None
             metric = keep_epoch(run, epoch, train_metrics, eval_metrics) if due else None
             if scheduler is not None:

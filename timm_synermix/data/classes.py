@@ -24,17 +24,60 @@ def dataset_targets(dataset: Dataset) -> np.ndarray | None:
     if isinstance(dataset, Subset):
         targets = dataset_targets(dataset.dataset)
         return None if targets is None else targets[np.asarray(dataset.indices)]
-    labels = read_labels(dataset)
-    if labels is None:
-        return None
-    if len(labels) and np.ndim(labels[0]):  # several labels an image
-        return None
-    labels = [-1 if label is None else label for label in labels]
+    labels = _labels_once(dataset)
     target_transform = getattr(dataset, 'target_transform', None)
-    if target_transform is not None:
-        labels = [target_transform(int(label)) for label in labels]
-    targets = np.asarray(labels)
-    return targets.astype(np.int64) if targets.ndim == 1 else None
+    if labels is None or target_transform is None:
+        return None if labels is None else labels.astype(np.int64, copy=False)
+    classes, class_of = np.unique(labels.astype(np.int64), return_inverse=True)
+    targets = np.asarray([target_transform(int(label)) for label in classes])
+    return targets.astype(np.int64)[class_of] if targets.ndim == 1 else None
+
+
+def _labels_once(dataset: Any) -> np.ndarray | None:
+    """The one label of every image, before `target_transform`; read once, and kept with what it was read from."""
+    source: Any = getattr(dataset, 'reader', dataset)
+    origin = next((getattr(source, name) for name in ('targets', 'samples', 'dataset') if hasattr(source, name)), None)
+    known = getattr(source, '_synermix_labels', None)
+    if known is not None and known[0] is origin:
+        labels: np.ndarray | None = known[1]
+        return labels
+    labels = labels_by_column(source) if hasattr(source, 'iter_targets') else None
+    if labels is None:
+        listed = read_labels(dataset)
+        if listed is None or (len(listed) and np.ndim(listed[0])):  # several labels an image
+            return None
+        labels = np.asarray(listed if isinstance(listed, np.ndarray) else [-1 if i is None else i for i in listed])
+    if labels.ndim != 1:
+        return None
+    if labels.dtype.kind in 'iu':
+        labels = labels.astype(np.int64, copy=False)
+    source._synermix_labels = origin, labels
+    return labels
+
+
+def labels_by_column(reader: Any) -> np.ndarray | None:
+    """The labels of timm's reader of a Hugging Face data set, a column at once; None if they are not whole numbers."""
+    dataset: Any = getattr(reader, 'dataset', None)
+    key: Any = getattr(reader, 'label_key', None)
+    if not hasattr(dataset, 'with_format') or key not in dataset.column_names:
+        return None
+    import pyarrow
+
+    column = arrow_column(dataset, key)
+    if not pyarrow.types.is_integer(column.type) or column.null_count:
+        return None
+    labels, label_of = np.unique(column.to_numpy(), return_inverse=True)
+    return np.asarray([reader._get_target({key: int(label)}) for label in labels], dtype=np.int64)[label_of]
+
+
+def arrow_column(dataset: Any, name: str, field: str | None = None) -> Any:
+    """A column of a Hugging Face data set, or a field of it, in the order of its images; nothing else is read."""
+    import pyarrow.compute
+
+    column = dataset.data.column(name)
+    if field is not None:
+        column = pyarrow.compute.struct_field(column, field)
+    return column if dataset._indices is None else column.take(dataset._indices.column(0))
 
 
 def read_labels(dataset: Any) -> Any:

@@ -11,7 +11,7 @@ import numpy as np
 from timm import data as timm_data
 from torch.utils.data import IterableDataset
 
-from timm_synermix.data.classes import dataset_targets, read_class_map, renumber
+from timm_synermix.data.classes import arrow_column, dataset_targets, read_class_map, renumber
 from timm_synermix.data.dataset_checks import (
     check_columns,
     check_shards,
@@ -191,7 +191,4 @@ def _file_names(dataset: Any) -> list[str]:
     if not hasattr(source, 'with_format'):
         return [os.path.basename(name) for name in dataset.filenames(basename=True)]
     # A Hugging Face data set reads the bytes of an image to tell its path; a column of Arrow's does not
-    import pyarrow.compute
-
-    images = source.select_columns(reader.image_key).with_format('arrow')[:].column(0)
-    return [os.path.basename(path or '') for path in pyarrow.compute.struct_field(images, 'path').to_pylist()]
+    return [os.path.basename(path or '') for path in arrow_column(source, reader.image_key, 'path').to_pylist()]

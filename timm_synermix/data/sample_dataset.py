@@ -54,6 +54,7 @@ class SampleDataset(Dataset):
         # 1 + the last epoch in which an image was skipped, or for a transform, 0 for never; workers write, the main
         # process reads
         self._skipped, self._failed = (torch.zeros(len(dataset), dtype=torch.int16).share_memory_() for _ in range(2))
+        self._any = torch.zeros(1, dtype=torch.bool).share_memory_()  # has been: else nobody looks through the others
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -74,15 +75,15 @@ class SampleDataset(Dataset):
 
     def num_skipped(self, epoch: int = 0) -> int:
         """How many images could not be read or transformed in an epoch."""
-        return int((self._skipped == epoch + 1).sum())
+        return int((self._skipped == epoch + 1).sum()) if self._any else 0
 
     def num_failed(self, epoch: int = 0) -> int:
         """For how many images a transform raised in an epoch."""
-        return int((self._failed == epoch + 1).sum())
+        return int((self._failed == epoch + 1).sum()) if self._any else 0
 
     def lost_classes(self) -> list[int]:
         """The classes of which every image was tried, and none could be read."""
-        if self.targets is None:
+        if self.targets is None or not self._any:
             return []
         skipped = self._skipped.numpy() > 0
         lost = np.setdiff1d(self.targets[skipped], self.targets[~skipped])
@@ -140,6 +141,7 @@ class SampleDataset(Dataset):
             raise UnreadableImage(str(error)) from error
         if not self._skipped[image]:
             _logger.warning(f'Skipped: {error}')
+        self._any[0] = True
         self._skipped[image] = 1 + epoch
         if not isinstance(error, FailedTransform):
             return

@@ -23,12 +23,13 @@ from timm_synermix.data.classes import class_names, class_to_idx
 from timm_synermix.data.overview import log_cost
 from timm_synermix.engine.checkpoint import ResumePoint, RunSaver, experiment_name, output_folder
 from timm_synermix.engine.loaders import create_datasets, create_eval_loader, run_facts
-from timm_synermix.engine.resume import resume_schedule, resume_task
+from timm_synermix.engine.resume import banks_are_kept, resume_schedule, resume_task
 from timm_synermix.engine.run import Evaluation, Loaders, Place, Run, Trained
 from timm_synermix.engine.task import check_teacher, create_mixup_fn, create_task
 from timm_synermix.engine.trackers import RunTrackers
 from timm_synermix.engine.train_loader import create_train_loader, hold_training_images
 from timm_synermix.features import FeatureHook
+from timm_synermix.task.feature_bank import FeatureBank
 from timm_synermix.utils.distributed import HostGroup
 
 _logger = logging.getLogger(__name__)
@@ -264,6 +265,20 @@ def log_start(run: Run) -> None:
             f'SynerMix: beta {task.beta}, {args.synermix_forward} forward, images mixed per class {mixed}, '
             f'{args.synermix_batch} batches'
         )
+        if task.bank is not None:
+            log_bank(task.bank, args.world_size)
         log_cost(getattr(run.loaders.train.batch_sampler, 'batch_sampler', None))
     unit = 'epoch' if run.trained.scheduler is None or run.trained.scheduler.t_in_epochs else 'update'
     _logger.info(f'Epochs: {place.num_epochs}, learning rate stepped per {unit}. Output: {output_folder(args)}')
+
+
+def log_bank(bank: FeatureBank, world_size: int) -> None:
+    """Say how large the feature banks are, and whether a checkpoint has them all."""
+    size, total = bank.memory / 1e6, world_size * bank.memory / 1e6
+    each = f', {total:,.0f} MB in {world_size} processes' if world_size > 1 else ''
+    _logger.info(f'SynerMix: the feature bank takes {size:,.1f} MB{each}')
+    if not banks_are_kept(bank, world_size):
+        _logger.warning(
+            'Checkpoints have the feature bank of the first process alone, as all are above 1 GB: a run that goes on '
+            'is not exact.'
+        )

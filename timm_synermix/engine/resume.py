@@ -17,11 +17,14 @@ from timm.utils import unwrap_model
 from timm_synermix.cli.checks import replaced
 from timm_synermix.cli.rules import RULES, flag, names_with
 from timm_synermix.engine.checkpoint import FORMAT, NewerFormat, ResumePoint, checkpoint_paths, in_use, output_folder
+from timm_synermix.task.feature_bank import FeatureBank
 from timm_synermix.utils.files import FolderInUse, lock_folder
 from timm_synermix.utils.safe_load import LOAD_ERRORS, load_errors, load_reason
 from timm_synermix.utils.timm_private import base_optimizer, rounding_generator
 
 _logger = logging.getLogger(__name__)
+
+_BANKS = 1e9  # bytes of the feature banks of all processes that a checkpoint may have
 
 
 def find_resume_point(args: argparse.Namespace) -> ResumePoint | None:
@@ -261,12 +264,20 @@ def _generators(task: TrainingTask, optimizer: Any) -> dict[str, torch.Generator
     return {name: value for name, value in found.items() if isinstance(value, torch.Generator)}
 
 
-def rank_state(task: TrainingTask) -> dict[str, Any]:
-    """What each process of several has for itself: BatchNorm's statistics, of the average too, and the feature bank."""
+def banks_are_kept(bank: FeatureBank, world_size: int) -> bool:
+    """Whether checkpoints have the feature banks of all processes, and not that of the first alone."""
+    return bool(world_size * bank.memory <= _BANKS)
+
+
+def rank_state(task: TrainingTask, rank: int, world_size: int) -> dict[str, Any]:
+    """What each process of several has for itself: BatchNorm's statistics, of the average too, and the feature bank.
+
+    The bank of the first process is part of the state of its task.
+    """
     state: dict[str, Any] = {'buffers': _buffers(task.get_eval_model())}
     if task.has_ema():
         state['ema_buffers'] = _buffers(task.get_eval_model(ema=True))
-    if getattr(task, 'bank', None) is not None:
+    if getattr(task, 'bank', None) is not None and rank and banks_are_kept(task.bank, world_size):
         state['bank'] = {name: value.cpu() for name, value in task.bank.state_dict().items()}
     return state
 

@@ -139,14 +139,14 @@ class Run:
 
 def progress_state(run: Run, epoch: int, batch: int) -> dict[str, Any]:
     """What a run needs, beside timm's checkpoint, to go on with a batch of an epoch; every process must call it."""
-    own = rank_state(run.trained.task) if run.args.world_size > 1 else {}
+    own = rank_state(run.trained.task, run.args.rank, run.args.world_size) if run.args.world_size > 1 else {}
     if batch and run.place.meter is not None:
         own['losses'] = run.place.meter.state_dict()
     return {
         'epoch': epoch,
         'batch': batch,
         'num_batches': len(run.loaders.train),
-        'ranks': run.keeper.stop.group.gather(own),
+        'ranks': run.keeper.stop.group.gather_to_first(own),
         'schedule': schedule_state(run.trained.scheduler),
         'num_bad_steps': run.keeper.guard.num_bad_steps,
         'generators': generator_states(run.trained.task, run.trained.optimizer.optimizer),

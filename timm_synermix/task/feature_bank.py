@@ -16,10 +16,12 @@ class BankMix(NamedTuple):
     Attributes:
         feature: For each classifier of the model, `[N, ...]`, float32.
         share: float32 `[N]`, 0 for the rows of classes that have partners in the batch.
+        found: The part of the lone images that found a partner, float32 scalar; 1 if no image is alone.
     """
 
     feature: tuple[Tensor, ...]
     share: Tensor
+    found: Tensor
 
     def add_to(self, mixed: Tensor, classifier: int) -> Tensor:
         """Add to the mixed features `[N, ...]` that enter one of the model's classifiers; keeps their dtype."""
@@ -33,14 +35,19 @@ class FeatureBank:
 
     A departure from the paper, which draws a second image: it saves the extra images, at the price of a partner that
     an earlier state of the model computed and that receives no gradient. Each rank keeps its own; a checkpoint holds
-    that of the main process.
+    that of the main process, one of `train.py` those of all up to 1 GB.
 
     Args:
         num_classes: Number of classes C.
+        feature_dim: Length D of a feature, if memory is asked for before there are any.
+
+    Attributes:
+        memory: Bytes that it takes.
     """
 
-    def __init__(self, num_classes: int) -> None:
+    def __init__(self, num_classes: int, feature_dim: int = 0) -> None:
         self.num_classes = num_classes
+        self.memory = 4 * feature_dim * (num_classes + 1)
         self.features: tuple[Tensor, ...] = ()  # [C + 1, ...] each: the last row takes what belongs to no class
         self.filled = torch.zeros(num_classes + 1, dtype=torch.bool)
 
@@ -56,8 +63,12 @@ class FeatureBank:
         slot = self._slot(row_target)
         size = torch.zeros(len(row), device=row.device).index_add_(0, row, torch.ones(len(row), device=row.device))
         u, v = 1 - torch.rand(2, len(row), device=row.device, generator=generator)
-        share = torch.where((size == 1) & self.filled[slot], v / (u + v), 0.0)
-        return BankMix(tuple(feature[slot] for feature in self.features), share)
+        lone = (size == 1) & (row_target != IGNORE_INDEX)
+        served = lone & self.filled[slot]
+        num_lone, num_served = lone.sum(), served.sum()
+        found = (num_served + (num_lone == 0)) / num_lone.clamp(min=1)
+        share = torch.where(served, v / (u + v), 0.0)
+        return BankMix(tuple(feature[slot] for feature in self.features), share, found)
 
     def update(self, features: tuple[Tensor, ...], row: Tensor, row_target: Tensor) -> None:
         """Keep a feature of each class of the batch, that of its last image; `[N, ...]` for each classifier.

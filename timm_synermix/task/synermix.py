@@ -11,6 +11,7 @@ from timm.task import ClassificationTask, TrainingTask, resolve_classification_l
 from timm.utils import unwrap_model
 from torch import Tensor, nn
 
+from timm_synermix.features import FeatureHook
 from timm_synermix.functional import IGNORE_INDEX, class_rows, row_weight, synermix_loss
 from timm_synermix.task.criterion import class_mean_loss, intra_class_criterion, skipping_padding
 from timm_synermix.task.feature_bank import BankMix, FeatureBank
@@ -152,10 +153,7 @@ class SynerMixTask(ClassificationTask):
         self.mix, self.num_mixed, self.fused = mix, num_mixed, fused
         self.layout = Layout(splits, some=fraction < 1)
         self.gather_rows = gather_rows
-        self.bank: FeatureBank | None = None
-        if bank:
-            leaf: Any = model.get_submodule(self.trainable_module.hook.leaf_names[0])
-            self.bank = FeatureBank(num_classes=len(leaf.weight))
+        self.bank = _create_bank(self.trainable_module.hook) if bank else None
         self.synermix_enabled = True  # set to False to go on with L_inter alone, as Mixup.mixup_enabled
         self.seed, self.rank = seed, rank
         self.num_batches = 0  # that were mixed so far
@@ -310,6 +308,8 @@ class SynerMixTask(ClassificationTask):
             self.bank.update(features, draw.row, draw.row_target)
 
         losses: dict[str, Tensor] = {}
+        if self.bank is not None and draw.clean is not None:
+            losses['bank_found'] = draw.weight.new_zeros(()) if draw.bank is None else draw.bank.found
         if intra_logits is not None and draw.labels is not None:
             losses['intra_loss'] = label_mean_loss(intra_criterion, intra_logits, draw.labels)
         elif intra_logits is not None and self.gather_rows:
@@ -358,6 +358,11 @@ class SynerMixTask(ClassificationTask):
         if self.bank is not None and self.num_mixed != 1:
             bank = self.bank.draw(row, row_target, generator)
         return row, weight, row_target, bank
+
+
+def _create_bank(hook: FeatureHook) -> FeatureBank:
+    leaf: Any = hook.model.get_submodule(hook.leaf_names[0])
+    return FeatureBank(len(leaf.weight), hook.feature_dim)
 
 
 def _check_recipe(

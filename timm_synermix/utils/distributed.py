@@ -34,6 +34,14 @@ class HostGroup:
             dist.all_gather_object(values, value, group=self._group)
         return values
 
+    def gather_to_first(self, value: Any) -> list[Any]:
+        """The value of every process, by rank, in the first one alone; every process must call it."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] | None = [None] * self.size if dist.get_rank() == 0 else None
+        dist.gather_object(value, values, group=self._group)
+        return values or []
+
     def check_same(self, facts: dict[str, Any]) -> None:
         """Compare facts, by name, with those of the other processes; every process must call it.
 
