@@ -37,7 +37,7 @@ def create_parsers() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
         '--config',
         default='',
         type=str,
-        help='YAML file of defaults for the other flags, or the name of a recipe: cifar100/synermix_mixup',
+        help='YAML file of flags, or a recipe by its name: cifar100/synermix_mixup; other flags override it',
     )
     parser = TrainParser(
         description='Train an image classifier with timm, and with SynerMix.',
