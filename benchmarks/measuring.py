@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import psutil
 import torch
 
 
@@ -24,19 +25,29 @@ class Row(NamedTuple):
 
 
 def in_turn(
-    functions: dict[str, Callable[[], Any]], rounds: int, device: torch.device, warmup: int = 1
+    functions: dict[str, Callable[[], Any]],
+    rounds: int,
+    device: torch.device,
+    warmup: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Seconds of each function in each round; the functions take turns, so that a busy machine slows all of them."""
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for number in range(warmup + rounds):
         for name, function in functions.items():
             synchronise(device)
-            start = time.perf_counter()
+            start = clock()
             count = function()
             synchronise(device)
             if number >= warmup:  # a function that returns a number does that many things at once
-                seconds[name].append((time.perf_counter() - start) / (count or 1))
+                seconds[name].append((clock() - start) / (count or 1))
     return seconds
+
+
+def workers_time() -> float:
+    """Seconds of the processor that the workers of this process have had."""
+    times = [child.cpu_times() for child in psutil.Process().children()]
+    return sum(spent.user + spent.system for spent in times)
 
 
 def synchronise(device: torch.device) -> None:
