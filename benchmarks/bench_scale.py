@@ -4,10 +4,11 @@
     make bench-scale    # ten minutes at most on 2 CPU cores
     python benchmarks/bench_scale.py --sections metrics gather
 
-Seconds are of a busy machine what they are; memory is what a row needs at most beside the imports.
+Seconds are of the CPU, and of the process alone; memory is what a row needs at most beside the imports.
 """
 
 import argparse
+import copy
 import json
 import multiprocessing
 import os
@@ -59,9 +60,9 @@ def in_process(function: Callable[..., Any], *args: Any, limit: float) -> tuple[
 
 
 def _report(sender: Any, function: Callable[..., Any], args: tuple) -> None:
-    before, start = _memory_mb('VmRSS'), time.perf_counter()
+    before, start = _memory_mb('VmRSS'), time.process_time()
     result = function(*args)
-    sender.send((time.perf_counter() - start, _memory_mb('VmHWM') - before, result))
+    sender.send((time.process_time() - start, _memory_mb('VmHWM') - before, result))
 
 
 def sampler(num_images: int, num_classes: int) -> str:
@@ -72,10 +73,10 @@ def sampler(num_images: int, num_classes: int) -> str:
     targets = np.random.default_rng(0).integers(0, num_classes, num_images)
     order = EpochOrder(torch.utils.data.DistributedSampler(range(num_images), num_replicas=1, rank=0), 0)
     batches = SupplementBatchSampler(order, targets, 256)
-    start = time.perf_counter()
+    start = time.process_time()
     for _, _batch in zip(range(1000), batches, strict=False):
         pass
-    return f'{time.perf_counter() - start:.1f} s of it for 1,000 batches of 256'
+    return f'{time.process_time() - start:.1f} s of it for 1,000 batches of 256'
 
 
 def start_of_folder(num_files: int) -> str:
@@ -90,10 +91,10 @@ def start_of_folder(num_files: int) -> str:
             path.mkdir(parents=True)
             for i in range(num_files // 1000):
                 os.link(first, path / f'{i}.png')
-        start = time.perf_counter()
+        start = time.process_time()
         flags = ['--data-dir', f'{folder}/data', '--val-split', '', '--num-classes', '1000', '--model', 'test_resnet']
         build_run(*DIGITS[2:], *flags, '--synermix', '--output', f'{folder}/output')
-        return f'{time.perf_counter() - start:.1f} s of it to build the run'
+        return f'{time.process_time() - start:.1f} s of it to build the run'
 
 
 def build_run(*flags: str) -> Any:
@@ -103,25 +104,27 @@ def build_run(*flags: str) -> Any:
     return train.build(*train._parse_args())
 
 
-def skipped(num_images: int) -> None:
+def skipped(num_images: int) -> str:
     """What is said of skipped images after an epoch without any."""
     from timm_synermix.data.sample_dataset import SampleDataset, warn_of_skipped
 
     dataset = SampleDataset(range(num_images), targets=np.random.default_rng(0).integers(0, MANY, num_images))
+    start = time.process_time()
     warn_of_skipped('Train', dataset)
+    return f'{time.process_time() - start:.3f} s of it'
 
 
 def metrics(num_classes: int, feature_dim: int) -> str:
     """Two features of each class, and all cohesion metrics of them."""
     from timm_synermix.metrics import cohesion_metrics
 
-    before, start = _memory_mb('VmRSS'), time.perf_counter()
+    before, start = _memory_mb('VmRSS'), time.process_time()
     collection = cohesion_metrics(num_classes, feature_dim)
     generator = torch.Generator().manual_seed(0)
     for part in torch.randperm(2 * num_classes, generator=generator).split(1024):
         collection.update(torch.randn(len(part), feature_dim, generator=generator), part % num_classes)
     unit = 8 * num_classes * feature_dim / 2**20
-    updated, held = time.perf_counter() - start, (_memory_mb('VmRSS') - before) / unit
+    updated, held = time.process_time() - start, (_memory_mb('VmRSS') - before) / unit
     collection.compute()
     most = (_memory_mb('VmHWM') - before) / unit
     return f'{updated:.1f} s of it for {2 * num_classes:,} features; {held:.1f} units held, {most:.1f} at most'
@@ -186,23 +189,31 @@ def gather(num_ranks: int) -> str:
         task = SynerMixTask(model, beta=1.0, gather_rows=rows if num_ranks > 1 else 0, verbose=False)
         target = torch.randint(0, MANY, (128,))
         feature = torch.randn(128, dim, requires_grad=True)
-        start = time.perf_counter()
+        start = time.process_time()
         task(torch.cat([feature, feature]), target)['loss'].backward()
-    return f'{time.perf_counter() - start:.2f} s of it for the step'
+    return f'{time.process_time() - start:.2f} s of it for the step'
 
 
 def checkpoint_of_ranks(num_ranks: int) -> str:
-    """An epoch of digits with the feature bank of 21,841 classes on several ranks; the size of its checkpoint."""
-    from torch.distributed.run import main
+    """What is in a checkpoint of a ResNet-18 with the feature banks of several processes, without the optimizer."""
+    import timm
 
-    with tempfile.TemporaryDirectory() as folder:
-        flags = [*DIGITS, '--num-classes', str(MANY), '--model', 'resnet18', '--synermix', '--synermix-singletons']
-        flags += ['bank', '--val-split', '', '--epochs', '1', '--output', folder]
-        main(['--standalone', f'--nproc_per_node={num_ranks}', str(ROOT / 'train.py'), *flags])
-        (path,) = Path(folder).glob('*/last.pth.tar')
-        content = torch.load(path, weights_only=False)
-        model = sum(value.nbytes for value in content['state_dict'].values())
-        return f'{path.stat().st_size / 1e6:.0f} MB, of which the model {model / 1e6:.0f}'
+    from timm_synermix import SynerMixTask
+    from timm_synermix.engine.resume import rank_state
+
+    task = SynerMixTask(timm.create_model('resnet18', num_classes=MANY), bank=True, verbose=False)
+    assert task.bank is not None
+    target = torch.arange(4)
+    task.bank.update((torch.randn(4, 512),), target, target)
+    sizes = []
+    for content in (
+        task.get_checkpoint_state(),
+        [copy.deepcopy(rank_state(task, rank, num_ranks)) for rank in range(num_ranks)],
+    ):
+        with tempfile.TemporaryFile() as file:
+            torch.save(content, file)
+            sizes.append(file.tell() / 1e6)
+    return f'{sum(sizes):.0f} MB: {sizes[0]:.0f} of the task, {sizes[1]:.0f} of what each process has'
 
 
 def many_classes(cohesion: bool) -> None:
