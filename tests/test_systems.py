@@ -202,10 +202,12 @@ from timm_synermix.data.sample_loader import shielded
 worker = os.fork()
 if worker == 0:
     shielded(None, 0)
-    print('ready', os.getpid(), flush=True)
+    os.write(1, b'shielded\\n')
     time.sleep(60)
     os._exit(1)
-signal.signal(signal.SIGTERM, signal.SIG_IGN)
+for signum in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(signum, signal.SIG_IGN)
+os.write(1, b'%d\\n' % worker)
 sys.stdin.readline()
 os.kill(worker, signal.SIGTERM)
 print(os.waitpid(worker, 0)[1], flush=True)
@@ -215,25 +217,16 @@ print(os.waitpid(worker, 0)[1], flush=True)
 @pytest.mark.slow
 @pytest.mark.parametrize('system', ['linux', 'macos'])
 def test_a_worker_ends_by_its_parent_alone(system):
-    process = subprocess.Popen(
-        [sys.executable, '-c', WORKER, system],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    word, worker = process.stdout.readline().split()
-    assert word == 'ready'
-    time.sleep(0.5)  # until the parent ignores the signal
-    os.killpg(process.pid, signal.SIGTERM)
-    os.killpg(process.pid, signal.SIGINT)
-    time.sleep(0.5)
-    os.kill(int(worker), 0)  # it is there
-    process.stdin.write('\n')
-    process.stdin.flush()
-    status = int(process.stdout.readline())
-    assert status == (0 if system == 'linux' else signal.SIGTERM)
-    process.wait(30)
+    """Not by a signal to all processes of the group."""
+    command, pipe = [sys.executable, '-c', WORKER, system], subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, start_new_session=True) as process:
+        (worker,) = {process.stdout.readline().strip() for _ in range(2)} - {'shielded'}  # both are ready
+        os.killpg(process.pid, signal.SIGTERM)
+        os.killpg(process.pid, signal.SIGINT)
+        time.sleep(0.5)
+        os.kill(int(worker), 0)  # it is there
+        status, _ = process.communicate('\n', timeout=60)
+    assert int(status) == (0 if system == 'linux' else signal.SIGTERM)
 
 
 def test_a_file_is_read_whole_on_windows(tmp_path, monkeypatch):
