@@ -9,6 +9,7 @@ from timm_synermix.cli import train_args, validate_args
 from timm_synermix.cli.rules import RULES, Range, flag, names_with
 from timm_synermix.cli.timm_args import TIMM_VERSION
 
+OF_PYTHON_3_10 = ' (default: %(default)s)'  # which it adds to the help of a flag with a --no- form
 PAGE = Path(__file__).with_name('flags.md')
 INTRO = """# Flags
 
@@ -63,7 +64,8 @@ def table(group: argparse._ArgumentGroup) -> str:
     for action in actions_of(group):
         metavar = f' {action.metavar}' if isinstance(action.metavar, str) else ''
         names = ', '.join(f'`{name}{metavar}`' for name in action.option_strings or [action.dest])
-        cells = [names, default(action), values(action), (action.help or '').replace('|', '\\|')]
+        text = (action.help or '').removesuffix(OF_PYTHON_3_10).replace('|', '\\|')
+        cells = [names, default(action), values(action), text]
         lines.append('| ' + ' | '.join(cells) + ' |')
     return '\n'.join(lines) + '\n'
 
