@@ -6,10 +6,10 @@ import argparse
 from pathlib import Path
 
 from timm_synermix.cli import train_args, validate_args
+from timm_synermix.cli.help import OF_PYTHON_3_10
 from timm_synermix.cli.rules import RULES, Range, flag, names_with
 from timm_synermix.cli.timm_args import TIMM_VERSION
 
-OF_PYTHON_3_10 = ' (default: %(default)s)'  # which it adds to the help of a flag with a --no- form
 PAGE = Path(__file__).with_name('flags.md')
 INTRO = """# Flags
 

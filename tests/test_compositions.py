@@ -346,7 +346,7 @@ def test_batches_are_those_of_the_schedule_and_partners_join_inside(name, epoch)
         images = {views_of(item).image for item in batch}
         assert all(sum(LABELS[list(images)] == c) > 1 for c in set(LABELS[list(images)]) - {3})
         assert [views_of(item).clean for item in batch] == [True] * len(batch)
-    assert len(sizes) > 1
+    assert len(sizes) > 1 or (name, epoch) == ('progressive', 0)  # which may draw the smallest alone
 
 
 def test_a_batch_between_has_neither_clean_views_nor_partners():

@@ -22,6 +22,7 @@ class Chapter(NamedTuple):
 
 
 # Of both scripts, in the order of the page; what a script does not have is passed over.
+OF_PYTHON_3_10 = ' (default: %(default)s)'  # which it adds to the help of a flag with a --no- form
 CHAPTERS = {
     'SynerMix': Chapter(
         ('SynerMix', 'Manifold MixUp', 'RegMixup'),
@@ -54,7 +55,7 @@ class HelpFormatter(argparse.HelpFormatter):
         super().__init__(prog, max_help_position=28)
 
     def _get_help_string(self, action: argparse.Action) -> str:
-        text, default = action.help or '', action.default
+        text, default = (action.help or '').removesuffix(OF_PYTHON_3_10), action.default
         told = 'default' in text or (not default and '0 for' in text)
         if told or isinstance(default, (bool, dict)) or default in (None, '', [], argparse.SUPPRESS):
             return text.replace('%', '%%')
