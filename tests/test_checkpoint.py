@@ -24,8 +24,11 @@ from torch import nn
 import train
 import validate
 from timm_synermix import entry
-from timm_synermix.engine.checkpoint import FORMAT, RunSaver, SaveError, how_to_continue
+from timm_synermix.engine.checkpoint import RunSaver
+from timm_synermix.engine.ending import how_to_continue
 from timm_synermix.engine.resume import find_resume_point
+from timm_synermix.engine.resume_point import FORMAT
+from timm_synermix.engine.run_folder import SaveError
 from timm_synermix.utils.files import replacing
 from timm_synermix.utils.safe_load import check_whole
 

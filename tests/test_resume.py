@@ -10,8 +10,8 @@ from conftest import Kill, assert_same_run
 from timm.scheduler import PlateauLRScheduler
 
 from timm_synermix import SynerMixTask
-from timm_synermix.engine.checkpoint import ResumePoint
 from timm_synermix.engine.resume import resume_schedule, schedule_state
+from timm_synermix.engine.resume_point import ResumePoint
 from timm_synermix.utils.distributed import HostGroup
 from timm_synermix.utils.signals import Stopped, StopRequest
 

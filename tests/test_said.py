@@ -5,7 +5,8 @@ import timm
 import torch
 
 import train
-from timm_synermix.engine.checkpoint import ResumePoint, RunSaver
+from timm_synermix.engine.checkpoint import RunSaver
+from timm_synermix.engine.resume_point import ResumePoint
 from timm_synermix.utils.safe_load import load_content
 
 LOST = 'DataLoader worker (pid 9) is killed by signal: Killed. '

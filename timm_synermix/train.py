@@ -41,7 +41,6 @@ from timm_synermix.engine.build import (
     resolved,
     start_place,
 )
-from timm_synermix.engine.checkpoint import save_errors
 from timm_synermix.engine.ending import interrupts_told, stops_told
 from timm_synermix.engine.evaluate import evaluate
 from timm_synermix.engine.loaders import set_epoch
@@ -61,6 +60,7 @@ from timm_synermix.engine.progress import TrainProgress
 from timm_synermix.engine.reporting import best_or_last, write_run_report
 from timm_synermix.engine.resume import find_resume_point
 from timm_synermix.engine.run import Keeper, ReportedEpoch, Run, progress_state, saved_if_stopped
+from timm_synermix.engine.run_folder import save_errors
 from timm_synermix.engine.timm_folder import finish_timm_folder, write_timm_folder
 from timm_synermix.models.factory import build_model
 from timm_synermix.utils.distributed import HostGroup

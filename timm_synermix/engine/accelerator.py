@@ -13,7 +13,7 @@ from accelerate.utils import DistributedDataParallelKwargs, parse_flag_from_env
 from timm.utils import NativeScaler
 
 from timm_synermix.cli.checks import naming
-from timm_synermix.engine.checkpoint import output_root
+from timm_synermix.engine.run_folder import output_root
 from timm_synermix.engine.tracker_start import tracker_names
 
 # What a launcher tells each process about how many there are: torchrun, Slurm's srun, MPI, PMI.

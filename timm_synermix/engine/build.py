@@ -21,10 +21,12 @@ from timm_synermix.cli.checks import naming, replaced
 from timm_synermix.cli.rules import flag
 from timm_synermix.data.classes import class_names, class_to_idx
 from timm_synermix.data.overview import log_cost
-from timm_synermix.engine.checkpoint import ResumePoint, RunSaver, experiment_name, output_folder
+from timm_synermix.engine.checkpoint import RunSaver
 from timm_synermix.engine.loaders import create_datasets, create_eval_loader, run_facts
 from timm_synermix.engine.resume import banks_are_kept, resume_schedule, resume_task
+from timm_synermix.engine.resume_point import ResumePoint
 from timm_synermix.engine.run import Evaluation, Loaders, Place, Run, Trained
+from timm_synermix.engine.run_folder import experiment_name, output_folder
 from timm_synermix.engine.task import check_teacher, create_mixup_fn, create_task
 from timm_synermix.engine.trackers import RunTrackers
 from timm_synermix.engine.train_loader import create_train_loader, hold_training_images

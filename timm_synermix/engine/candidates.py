@@ -17,7 +17,7 @@ from timm.utils import natural_key
 from timm_synermix.cli.checks import replaced
 from timm_synermix.cli.config import argument_value, read_mapping
 from timm_synermix.cli.rules import RULES
-from timm_synermix.engine.checkpoint import saved_classes
+from timm_synermix.engine.resume_point import saved_classes
 from timm_synermix.metrics.collection import METRIC_NAMES, cohesion_metrics
 from timm_synermix.models.factory import check_weights_file
 

@@ -2,238 +2,30 @@
 
 from __future__ import annotations
 
-import argparse
-import glob
 import json
 import logging
 import os
 import re
-import shlex
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from datetime import datetime
 from typing import Any
 
 import safetensors.torch
-from safetensors import SafetensorError
-from timm.models import safe_model_name
 from timm.utils import get_outdir, get_state_dict, unwrap_model
 
+from timm_synermix.engine.resume_point import FORMAT, ResumePoint, checkpoint_paths
+from timm_synermix.engine.run_folder import SaveError, in_use, list_folder, save_errors
 from timm_synermix.utils.distributed import lost_worker
-from timm_synermix.utils.files import WINDOWS, FolderInUse, FolderLock, lock_folder, replace, replacing, sync
-from timm_synermix.utils.safe_load import LOAD_ERRORS, check_finite, check_whole, load_content, without_split_bn
+from timm_synermix.utils.files import FolderInUse, lock_folder, replace, replacing, sync
+from timm_synermix.utils.safe_load import LOAD_ERRORS, load_content, without_split_bn
 from timm_synermix.utils.summary import trim_summary
 from timm_synermix.utils.timm_private import CheckpointSaver
 
 _logger = logging.getLogger(__name__)
 
-# Of what a checkpoint holds beside timm's, and of the order of the images that it is in the middle of.
-FORMAT = 2
-
-
 # The best weights, and the same file under the name by which timm finds them in a folder.
 _SAFETENSORS = ('model_best.safetensors', 'model.safetensors')
-
-
-class SaveError(OSError):
-    """A file of a run cannot be written. The message names it, and says why."""
-
-
-def experiment_name(args: argparse.Namespace, img_size: int) -> str:
-    """Name of this run's folder: --experiment, or the time, the model and the image size."""
-    stamp = datetime.now().strftime('%Y%m%d-%H%M%S')
-    return args.experiment or f'{stamp}-{safe_model_name(args.model)}-{img_size}'
-
-
-def output_root(args: argparse.Namespace) -> str:
-    """Path of the folder of all runs."""
-    return args.output or './output/train'
-
-
-def output_folder(args: argparse.Namespace) -> str:
-    """Path of this run's folder, `<output>/<experiment>`."""
-    return os.path.join(output_root(args), args.experiment)
-
-
-def how_to_continue(args: argparse.Namespace) -> str:
-    """What to tell a user whose run has stopped: the last good checkpoint, and the command that goes on."""
-    if not args.experiment and getattr(args, 'rank', 0) > 0:  # the first process alone has named the run
-        return "The run's folder is in the log of the first process."
-    path = last_good_checkpoint(output_folder(args)) if args.experiment else None
-    if path is None:
-        return 'No checkpoint has been saved, there is nothing to continue.'
-    if getattr(args, 'world_size', 1) > 1:  # the launcher's flags are not known here
-        flags = [*(['--output', args.output] if args.output else []), '--experiment', args.experiment]
-        return f'The last good checkpoint is {path}. Add {shell_words([*flags, "--resume", "auto"])} to go on.'
-    return f'The last good checkpoint is {path}. To go on: {command_to_continue(args.experiment)}'
-
-
-def last_good_checkpoint(folder: str) -> str | None:
-    """The newest checkpoint in a run's folder that can be read, is whole and has finite weights."""
-    paths = [path for path in checkpoint_paths(folder) if os.path.isfile(path)]
-    for path in sorted(paths, key=os.path.getmtime, reverse=True):  # of the names of one file the first, `last`
-        with suppress(*LOAD_ERRORS):
-            ResumePoint.read(path).check()
-            return path
-    return None
-
-
-def command_to_continue(experiment: str) -> str:
-    """The command line of this process, to be pasted into a shell, so that it goes on with the run."""
-    program, arguments = sys.argv[0], iter(sys.argv[1:])
-    kept: list[str] = []
-    for argument in arguments:
-        name, _, value = argument.partition('=')
-        if name not in ('--resume', '--start-epoch', '--no-resume-opt', '--experiment'):
-            kept.append(argument)
-        elif name != '--no-resume-opt' and not value:
-            next(arguments, None)
-    start = ['python', program] if program.endswith('.py') else [os.path.basename(program)]
-    return shell_words([*start, *kept, '--experiment', experiment, '--resume', 'auto'])
-
-
-def shell_words(words: list[str]) -> str:
-    """Words as the system's shell takes them."""
-    return subprocess.list2cmdline(words) if WINDOWS else shlex.join(words)
-
-
-def in_use(error: FolderInUse) -> str:
-    """What to tell a user who starts a second training in the folder of one that still runs."""
-    return f'--experiment: {error}, which still trains there: end it first, or take another name'
-
-
-def checkpoint_paths(folder: str) -> list[str]:
-    """The checkpoints in a run's folder from which it can go on."""
-    names = ('last.pth.tar', 'recovery-*.pth.tar', 'checkpoint-*.pth.tar')
-    return [path for name in names for path in sorted(glob.glob(os.path.join(glob.escape(folder), name)))]
-
-
-def _listdir(folder: str) -> list[str]:
-    return os.listdir(folder) if os.path.isdir(folder) else []
-
-
-@contextmanager
-def save_errors(folder: str) -> Iterator[None]:
-    """Turn an error of writing to a run's folder into a SaveError."""
-    try:
-        yield
-    except SaveError:
-        raise
-    except (OSError, SafetensorError) as error:
-        raise SaveError(f'Cannot write to {folder}: {error}') from error
-
-
-class NewerFormat(ValueError):
-    """A checkpoint is of a newer version of this package."""
-
-
-@dataclass
-class ResumePoint:
-    """A checkpoint to go on from.
-
-    Attributes:
-        path: The file.
-        content: What it holds; tensors are read when they are needed.
-        epoch: The epoch to go on with.
-        batch: How many batches of that epoch are done, on each process.
-        passed_over: Damaged files in whose place this one was taken.
-        lock: That of the folder of the run that goes on, if it had one.
-    """
-
-    path: str
-    content: dict[str, Any]
-    epoch: int = 0
-    batch: int = 0
-    passed_over: list[str] = field(default_factory=list)
-    lock: FolderLock | None = None
-
-    @classmethod
-    def read(cls, path: str) -> ResumePoint:
-        """Read a training checkpoint, of this script or of timm's; raises one of `LOAD_ERRORS` if it is none."""
-        content = load_content(path)
-        if not isinstance(content, dict):
-            raise ValueError(f'it holds no checkpoint but {type(content).__name__}')
-        point = cls(path, content)
-        try:
-            version = point.format
-            if point.state:
-                point.epoch, point.batch = int(point.state['epoch']), int(point.state['batch'])
-            elif 'epoch' in content:
-                point.epoch = int(content['epoch']) + (content.get('version', 1) > 1)
-            sound = min(point.place) >= 0 and _is_history(content)
-            sound = sound and all('losses' in rank for rank in point.state.get('ranks', ()) if point.batch)
-        except (KeyError, TypeError, ValueError, AttributeError):
-            sound = False
-        if not sound:
-            raise ValueError('it is not a checkpoint of a training run')
-        if version > FORMAT:
-            raise NewerFormat(f'it has format {version}, of a newer version of timm-synermix; this one knows {FORMAT}')
-        return point
-
-    def check(self) -> None:
-        """Raise ValueError, or another of `LOAD_ERRORS`, if the file is damaged or a weight is not finite."""
-        check_whole(self.path)
-        for key in ('state_dict', 'state_dict_ema'):
-            check_finite(self.content.get(key) or {})
-
-    @property
-    def class_to_idx(self) -> dict[str, int]:
-        """The numbers of the classes that it was trained on, by name; of a run whose classes have none, nothing."""
-        return self.state.get('class_to_idx') or {}
-
-    @property
-    def format(self) -> int:
-        """Format of what this script keeps in it."""
-        return int(self.state.get('format', FORMAT))
-
-    @property
-    def place(self) -> tuple[int, int]:
-        """Epoch and batch, by which checkpoints are ordered."""
-        return self.epoch, self.batch
-
-    @property
-    def state(self) -> dict[str, Any]:
-        """What `RunSaver` keeps of a run beside timm's checkpoint; of one of timm's, nothing."""
-        saver = self.content.get('saver')
-        return (saver.get('run') or {}) if isinstance(saver, dict) else {}
-
-    def is_in(self, folder: str) -> bool:
-        """Whether the file lies in a folder."""
-        return os.path.isdir(folder) and os.path.samefile(os.path.dirname(os.path.realpath(self.path)), folder)
-
-    @property
-    def is_last(self) -> bool:
-        """Whether it is the last checkpoint of whole epochs."""
-        return os.path.basename(os.path.realpath(self.path)) == 'last.pth.tar' and not self.batch
-
-
-def _is_history(content: dict[str, Any]) -> bool:
-    """Whether the numbers are numbers: files are named by them, and deleted."""
-    saver = content.get('saver') or {}
-    files = list(saver.get('checkpoint_files', ()))
-    numbers = [content.get('metric'), saver.get('best_metric'), saver.get('best_epoch'), *(value for _, value in files)]
-    return (
-        isinstance(content.get('epoch', 0), int)
-        and all(value is None or isinstance(value, (int, float)) for value in numbers)
-        and all(isinstance(name, str) for name, _ in files)
-    )
-
-
-def saved_classes(path: str) -> dict[str, int]:
-    """The numbers of the classes that a file of weights was trained on, by name; none if it does not tell."""
-    try:
-        if path.endswith('.safetensors'):
-            with safetensors.safe_open(path, 'pt') as file:
-                classes = json.loads((file.metadata() or {}).get('class_to_idx', '{}'))
-        else:
-            classes = ResumePoint(path, load_content(path)).class_to_idx
-        return {str(name): int(number) for name, number in classes.items()}
-    except LOAD_ERRORS:  # whoever reads the weights will say why
-        return {}
 
 
 class RunSaver(CheckpointSaver):
@@ -285,7 +77,7 @@ class RunSaver(CheckpointSaver):
             raise ValueError(f"--output: cannot write to the run's folder {folder}: {error.strerror}") from error
         except FolderInUse as error:
             raise ValueError(in_use(error)) from error
-        for name in _listdir(folder):  # left behind by a process that was killed while it wrote
+        for name in list_folder(folder):  # left behind by a process that was killed while it wrote
             if re.fullmatch(r'(recovery_)?tmp\.pth\.tar|.*\.(yaml|csv|json|md|png|pth\.tar|safetensors)\.tmp', name):
                 os.remove(os.path.join(folder, name))
         super().__init__(checkpoint_dir=folder, recovery_dir=folder, **kwargs)
@@ -335,7 +127,7 @@ class RunSaver(CheckpointSaver):
         self._begun = True
         folder = self.checkpoint_dir
         suffixes = ('.old', *(f'.old{n}' for n in range(2, 10_000)))
-        suffix = next(s for s in suffixes if not any(name.endswith(s) for name in _listdir(folder)))
+        suffix = next(s for s in suffixes if not any(name.endswith(s) for name in list_folder(folder)))
         with save_errors(folder):
             best = os.path.join(folder, 'model_best.pth.tar')
             found = filter(os.path.isfile, [*checkpoint_paths(folder), best])
@@ -448,5 +240,5 @@ class RunSaver(CheckpointSaver):
 
 def _recoveries(folder: str) -> list[tuple[tuple[int, int], str]]:
     """The recovery checkpoints of a folder: epoch and update, and path."""
-    matches = [re.fullmatch(r'recovery-(\d+)-(\d+)\.pth\.tar', name) for name in _listdir(folder)]
+    matches = [re.fullmatch(r'recovery-(\d+)-(\d+)\.pth\.tar', name) for name in list_folder(folder)]
     return [((int(m[1]), int(m[2])), os.path.join(folder, m[0])) for m in matches if m]

@@ -16,7 +16,8 @@ from timm.utils import unwrap_model
 
 from timm_synermix.cli.checks import replaced
 from timm_synermix.cli.rules import RULES, flag, names_with
-from timm_synermix.engine.checkpoint import FORMAT, NewerFormat, ResumePoint, checkpoint_paths, in_use, output_folder
+from timm_synermix.engine.resume_point import FORMAT, NewerFormat, ResumePoint, checkpoint_paths
+from timm_synermix.engine.run_folder import in_use, output_folder
 from timm_synermix.task.feature_bank import FeatureBank
 from timm_synermix.utils.files import FolderInUse, lock_folder
 from timm_synermix.utils.safe_load import LOAD_ERRORS, load_errors, load_reason

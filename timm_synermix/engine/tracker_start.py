@@ -10,7 +10,7 @@ from typing import Any
 
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
-from timm_synermix.engine.checkpoint import ResumePoint
+from timm_synermix.engine.resume_point import ResumePoint
 
 _logger = logging.getLogger(__name__)
 

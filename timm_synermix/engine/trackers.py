@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from timm_synermix.engine.checkpoint import ResumePoint
+from timm_synermix.engine.resume_point import ResumePoint
 from timm_synermix.engine.tracker_guard import TrackerGuard
 from timm_synermix.engine.tracker_start import start_tracker
 
