@@ -65,8 +65,8 @@ class SupplementBatchSampler(Sampler[list[Any]]):
         clean_only: Yield partners last in their batch, as `Views` that ask the data set for the clean view alone.
         fixed: Batches of one size, see above.
         fraction: Below 1, so many of the images of a batch have a clean view: two of each of the classes that are drawn
-            at random from those present. Of these the lone ones alone get a partner. They come first in their batch;
-            the others are yielded as `Views` that ask for the augmented view alone.
+            at random from those present, two classes at least. Lone ones among these alone get a partner. They come
+            first in their batch; the others are `Views` that ask for the augmented view alone.
         interval: Draw partners in every interval-th update alone, and yield the others' images as `Views` that ask for
             the augmented view alone. Updates are counted over all epochs.
         batches_per_update: Batches whose gradients are accumulated for an update.
@@ -190,7 +190,8 @@ class SupplementBatchSampler(Sampler[list[Any]]):
         images = generator.permutation(np.unique(batch))  # a repeated image is no partner of itself
         images = images[np.argsort(self.targets[images], kind='stable')]
         _, first, count = np.unique(self.targets[images], return_index=True, return_counts=True)
-        drawn = generator.permutation(len(first))[: max(1, round(self.fraction * len(batch) / 2))]
+        at_least = 2  # classes: BatchNorm needs two images, and a class may have one
+        drawn = generator.permutation(len(first))[: max(at_least, round(self.fraction * len(batch) / 2))]
         first, count = first[drawn], count[drawn]
         paired = np.stack([images[first], images[first + 1 - (count == 1)]], axis=1)
         lone = paired[count == 1, 0]
