@@ -346,9 +346,11 @@ def test_the_design_names_what_exists():
 
 
 def rows_of_table(text, first_cell):
-    """The cells of the rows below the header that begins with a cell, without backticks."""
-    (table,) = re.findall(rf'^\| {re.escape(first_cell)} \|.*\n\|[- |]+\|\n((?:\|.*\n)+)', text, re.MULTILINE)
-    return [[cell.strip().replace('`', '') for cell in row.strip('|').split('|')] for row in table.splitlines()]
+    """The cells of the rows below the headers that begin with a cell, without backticks."""
+    tables = re.findall(rf'^\| {re.escape(first_cell)} \|.*\n\|[- |]+\|\n((?:\|.*\n)+)', text, re.MULTILINE)
+    assert tables
+    rows = ''.join(tables).splitlines()
+    return [[cell.strip().replace('`', '') for cell in row.strip('|').split('|')] for row in rows]
 
 
 def test_method_card_names_what_exists():
@@ -379,14 +381,17 @@ def test_method_card_knows_the_flags_and_their_defaults():
 
 
 def test_method_card_numbers_of_a_batch(method_card):
-    rows = rows_of_table(CARD, 'classes C')
-    assert [(int(c), int(b)) for c, b, *_ in rows] == [(c, b) for c in (10, 100, 1000) for b in (64, 128, 256, 1024)]
+    rows = [[row[0].replace(',', ''), *row[1:]] for row in rows_of_table(CARD, 'classes C')]
+    some = [(int(c), int(b)) for c, b, *_ in rows if int(c) <= 1000]
+    assert some == [(c, b) for c in (10, 100, 1000) for b in (64, 128, 256, 1024)]
     generator = np.random.default_rng(0)
     for row in rows:
         num_classes, batch_size = int(row[0]), int(row[1])
         present, per_class, lone = method_card['per_batch'](batch_size, num_classes)
         written = [f'{present:.1f}', f'{per_class:.2f}', f'{lone:.1f}', f'{100 * lone / batch_size:.0f} %']
         assert row[2:] == written, row
+        if num_classes > 1000:  # too many to draw
+            continue
         counts = generator.multinomial(batch_size, [1 / num_classes] * num_classes, size=400)
         assert (counts > 0).sum(1).mean() == pytest.approx(present, rel=0.02)
         assert (counts == 1).sum(1).mean() == pytest.approx(lone, rel=0.04, abs=0.1)
