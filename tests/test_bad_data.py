@@ -218,8 +218,8 @@ def test_a_run_goes_on_and_counts(run_train, folder, caplog, flags):
         assert caplog.text.count(f'b/{name} cannot be read: ') == (2 if 'train' in flags else 1)  # of each data set
 
 
-@pytest.mark.parametrize('workers', ['0', '2'])
-@pytest.mark.parametrize('flags', [['--synermix'], []])
+@pytest.mark.parametrize('workers', ['0', pytest.param('2', marks=pytest.mark.slow)])
+@pytest.mark.parametrize('flags', [['--synermix'], pytest.param([], marks=pytest.mark.slow)])
 def test_strict_data_stops_at_the_first(run_train, folder, caplog, tmp_path, flags, workers):
     data = ('--data-dir', str(folder), '--num-classes', '3')
     with pytest.raises(SystemExit) as error:
@@ -230,6 +230,7 @@ def test_strict_data_stops_at_the_first(run_train, folder, caplog, tmp_path, fla
     assert 'cannot be read' in record.getMessage()
 
 
+@pytest.mark.slow
 def test_an_epoch_is_not_lost_to_its_evaluation(run_train, folder, caplog):
     """--strict-data and a broken validation image: once it is repaired, the run goes on with the evaluation."""
     data = ('--data-dir', str(folder), '--num-classes', '3')

@@ -111,6 +111,7 @@ def wait_for(path, pattern, process, timeout=120):
     raise AssertionError(f'no {pattern} in {path.read_text()}')
 
 
+@pytest.mark.slow
 def test_sigterm_to_the_process_and_all_of_its_workers(image_folder, tmp_path):
     """As batch systems send it."""
     process = start(image_folder, tmp_path, '--epochs', '10000', '-j', '2')

@@ -75,7 +75,10 @@ def cohesion_in_one_process(state_dict, image_folder):
 TRAINED = [
     ['--mixup', '0.5', '--model-ema', '--report'],
     ['--grad-accum-steps', '2', '--synermix-forward', 'fused', '--synermix-gather'],
-    ['--manifold-mixup', '1', '--torchcompile', 'eager', '--synermix-batch', 'fixed', '--model-ema'],
+    pytest.param(
+        ['--manifold-mixup', '1', '--torchcompile', 'eager', '--synermix-batch', 'fixed', '--model-ema'],
+        marks=pytest.mark.slow,
+    ),
     ['--cutmix', '1', '--synermix-singletons', 'bank', '--grad-accum-steps', '2'],
 ]
 
@@ -156,6 +159,7 @@ def start_by_slurm(image_folder, folder, port, *extra, **env):
     ]
 
 
+@pytest.mark.slow
 def test_slurm_starts_one_run_and_stops_it_ahead_of_the_limit(image_folder, tmp_path, free_port):
     """srun starts the processes, SIGUSR1 stops them after a step, and the requeued job goes on and ends."""
     lengthy = ['--epochs', '10000', '--resume', 'auto']

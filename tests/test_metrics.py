@@ -388,7 +388,12 @@ def classes_of_features(num_classes, each, separation):
 
 @pytest.mark.parametrize(
     ('num_classes', 'each', 'tolerance'),
-    [(10, 600, 0.01), (100, 60, 0.02), (500, 20, 0.02), pytest.param(1000, 20, 0.03, marks=pytest.mark.slow)],
+    [
+        (10, 600, 0.01),
+        (100, 60, 0.02),
+        (200, 40, 0.02),
+        *(pytest.param(n, 20, t, marks=pytest.mark.slow) for n, t in ((500, 0.02), (1000, 0.03))),
+    ],
 )
 @pytest.mark.parametrize('separation', [0.35, 1.2])
 def test_silhouette_of_a_sample_is_that_of_all_images(num_classes, each, tolerance, separation):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from timm_synermix.engine.reporting import _data_name, _which_checkpoint, _which_epoch, best_or_last
+from timm_synermix.engine.reporting import _which_checkpoint, _which_epoch, best_or_last, data_name
 from timm_synermix.engine.run import ReportedEpoch
 from timm_synermix.metrics.class_moments import ClassTable
 from timm_synermix.report import Evaluated, plots, write_report
@@ -352,7 +352,7 @@ class TestHead:
         ],
     )
     def test_name_of_the_data(self, args, name):
-        assert _data_name(SimpleNamespace(**args), 'test') == name
+        assert data_name(SimpleNamespace(**args), 'test') == name
 
 
 class TestReport:

@@ -39,8 +39,15 @@ VARIANTS = {
     'interval': ['--synermix', '--synermix-interval', '2', '--opt', 'lamb', '--mixup', '0.5', '--reprob', '0.5'],
     'updates': ['--synermix', '--synermix-batch', 'fixed', '--sched-on-updates', '--synermix-off-epoch', '2'],
 }
-# A kill in the middle of an epoch asks more than a stop between two, which most variants have in `make test-slow`.
-STOPPED = [name if name in ('plain', 'synermix') else pytest.param(name, marks=pytest.mark.slow) for name in VARIANTS]
+
+
+def fast(*names):
+    """The variants; all but these are in `make test-slow`."""
+    return [name if name in names else pytest.param(name, marks=pytest.mark.slow) for name in VARIANTS]
+
+
+STOPPED = fast('plain', 'synermix')
+KILLED = fast('plain', 'synermix', 'bank', 'fraction', 'plateau')  # asks more than a stop between two epochs
 PLATEAU = 'ignore:PlateauLRScheduler is deprecated:FutureWarning'
 
 
@@ -74,7 +81,7 @@ def test_a_stop_between_epochs(run_train, never_stopped, name):
 
 
 @pytest.mark.filterwarnings(PLATEAU)
-@pytest.mark.parametrize('name', VARIANTS)
+@pytest.mark.parametrize('name', KILLED)
 def test_a_kill_in_the_middle_of_an_epoch(run_train, never_stopped, stop_at, tmp_path, name):
     """The last recovery checkpoint is one update old: that update is made again."""
     flags = flags_of(name)

@@ -20,7 +20,7 @@ from conftest import ROOT, SMALL, TrainResult, assert_same_run
 
 from timm_synermix import entry
 from timm_synermix.data import dataset_factory
-from timm_synermix.engine import checkpoint
+from timm_synermix.engine import ending
 from timm_synermix.utils import files, safe_load
 from timm_synermix.utils import signals as stop_signals
 
@@ -28,7 +28,7 @@ from timm_synermix.utils import signals as stop_signals
 @pytest.fixture
 def windows(monkeypatch):
     """Files as on Windows: no folder can be opened, no file replaced that is mapped; there is no fcntl."""
-    for module in (files, safe_load, checkpoint):
+    for module in (files, safe_load, ending):
         monkeypatch.setattr(module, 'WINDOWS', True)
     monkeypatch.setitem(sys.modules, 'fcntl', None)
     open_posix, replace = os.open, os.replace
@@ -101,9 +101,9 @@ def test_elsewhere_a_refusal_is_final(tmp_path, monkeypatch):
     [(True, 'python "C:\\my code\\train.py" --synermix'), (False, "python 'C:\\my code\\train.py' --synermix")],
 )
 def test_the_command_that_goes_on_is_of_the_system_s_shell(monkeypatch, program, expected):
-    monkeypatch.setattr(checkpoint, 'WINDOWS', program)
+    monkeypatch.setattr(ending, 'WINDOWS', program)
     monkeypatch.setattr(sys, 'argv', ['C:\\my code\\train.py', '--synermix'])
-    assert checkpoint.command_to_continue('run') == f'{expected} --experiment run --resume auto'
+    assert ending.command_to_continue('run') == f'{expected} --experiment run --resume auto'
 
 
 def test_a_console_without_a_letter_shows_its_number(monkeypatch):
@@ -151,7 +151,7 @@ def test_the_signals_are_those_that_the_system_has(monkeypatch):
     assert {number.name for number in of_windows['STOP_SIGNALS']} == {'SIGINT', 'SIGTERM', 'SIGBREAK'}
     handled = {}
     stub.signal = lambda signum, handler: handled.setdefault(int(signum), handler) and 'before'
-    request = of_windows['StopRequest'](Namespace(max=lambda values: values))
+    request = of_windows['StopRequest'](Namespace(size=1, max=lambda values: values))
     with request:
         request.check()
         handled[21](21, None)

@@ -385,6 +385,7 @@ def test_cohesion_is_of_the_model_whose_metrics_count(run_train, monkeypatch):
     assert seen == [True]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('flags', [['--synermix'], ['--cohesion']])
 def test_cohesion_compiled_is_the_same(run_train, flags):
     plain = run_train(*flags, experiment='plain').summary()[0]

@@ -528,6 +528,7 @@ def test_initial_weights_from_a_file(run_train, tmp_path, suffix):
         assert torch.equal(trained['conv_stem.weight'], state['conv_stem.weight'])
 
 
+@pytest.mark.slow
 def test_compile(run_train):
     run = run_train('--synermix', '--mixup', '0.5', '--torchcompile', 'eager', '--model-ema')
     assert set(run.checkpoint()['state_dict']) == set(timm.create_model('test_efficientnet').state_dict())

@@ -408,7 +408,7 @@ def test_precision_recall_and_f1(run, image_folder, weights, average):
         ['--no-prefetcher'],
         ['--channels-last', '--pin-mem', '--fast-norm'],
         ['--torchcompile', 'eager'],
-        ['--aot-autograd'],
+        pytest.param(['--aot-autograd'], marks=pytest.mark.slow),
         ['--reparam'],
         ['--test-pool'],
     ],
@@ -515,6 +515,7 @@ def in_two_processes(folder, *flags):
     return results
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_numbers_of_one(run, weights, tmp_path):
     """An odd number of images, of which a sampler repeats one."""
     images = make_image_folder(tmp_path / 'images', {'validation': {'a': 4, 'b': 2, 'c': 2, 'd': 1}})

@@ -30,7 +30,7 @@ _PAPER = 'SynerMix ([arXiv 2403.14137](https://arxiv.org/abs/2403.14137))'
 
 
 def write_timm_folder(run: Run, folder: str, epoch: int) -> None:
-    """Write config.json and README.md, the model card, of the best epoch so far. Scripted models have neither.
+    """Write config.json and README.md, the model card, of the best epoch so far. Models that are not timm's have none.
 
     Args:
         run: The run.
@@ -38,7 +38,7 @@ def write_timm_folder(run: Run, folder: str, epoch: int) -> None:
         epoch: The best epoch.
     """
     model = run.trained.model
-    if not hasattr(model, 'pretrained_cfg'):
+    if 'architecture' not in (getattr(model, 'pretrained_cfg', None) or {}):  # no model of timm's
         return
     try:
         with replacing(os.path.join(folder, 'config.json')) as path:
@@ -59,9 +59,10 @@ def finish_timm_folder(run: Run, folder: str, epoch: int) -> None:
     is_drawn = reported is not None and reported.epoch == epoch
     if reported is not None and is_drawn:
         from timm_synermix.report.feature_map import feature_map  # slow to import
+        from timm_synermix.report.plots import unknown_glyphs
 
         features = [(f'epoch {epoch}', reported.cohesion.features, reported.cohesion.targets)]
-        with replacing(os.path.join(folder, _PICTURE)) as path:
+        with replacing(os.path.join(folder, _PICTURE)) as path, unknown_glyphs():
             feature_map(features, run.loaders.class_names).savefig(path, dpi=110, format='png')
     if is_drawn or not os.path.exists(os.path.join(folder, 'README.md')):
         write_timm_folder(run, folder, epoch)
