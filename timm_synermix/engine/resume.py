@@ -113,7 +113,7 @@ def resume_task(
     if point.batch and point.format < FORMAT:
         raise ValueError(
             f'--resume must name a checkpoint of a whole epoch, {point.path} is of an earlier version, which had the '
-            f'images of an epoch in another order (format {point.format}, now {FORMAT})'
+            f'images of an epoch in another order, or with other draws (format {point.format}, now {FORMAT})'
         )
     kept = _check_flags(args, vars(saved) if isinstance(saved, argparse.Namespace) else {}, point)
     _check_classes(point, class_to_idx or {})
