@@ -320,7 +320,8 @@ def prepare_data(data: Path | None, folder: Path, part: dict[str, Any]) -> Path 
             partly = folder / 'unpacking'
             shutil.rmtree(partly, ignore_errors=True)
             with tarfile.open(data) as file:
-                file.extractall(partly, filter='data')
+                safely: Any = {'filter': 'data'} if hasattr(tarfile, 'data_filter') else {}  # since 3.10.12 and 3.11.4
+                file.extractall(partly, **safely)
             partly.rename(root)
     depths = ('train', '*/train', '*/*/train')  # a class may be named train too
     found = (path.parent for depth in depths for path in root.glob(depth) if (path.parent / 'validation').is_dir())

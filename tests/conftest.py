@@ -23,6 +23,8 @@ from timm_synermix.engine.build import resolved
 from timm_synermix.engine.run import Loaders, Run, Trained
 
 ROOT = Path(__file__).resolve().parent.parent
+# Python has the filter of archives since 3.10.12 and 3.11.4.
+UNPACKED = {'filter': 'data'} if hasattr(tarfile, 'data_filter') else {}
 if sys.platform == 'win32':  # which has no fork, signals to other processes, locks of folders, limits of files, pipes
     names = 'checkpoint faults finetune folders launch resume run_lock systems validate'
     collect_ignore = [f'test_{name}.py' for name in names.split()]
@@ -76,7 +78,7 @@ def photographs(tmp_path_factory):
     with tarfile.open(archive) as file:
         members = [member for member in file if member.name.count('/') >= 2]
         classes = sorted({member.name.split('/')[2] for member in members})[:5]
-        file.extractall(root, [m for m in members if m.name.split('/')[2] in classes], filter='data')
+        file.extractall(root, [m for m in members if m.name.split('/')[2] in classes], **UNPACKED)
     return root / 'tin100'
 
 

@@ -10,7 +10,7 @@ import zipfile
 
 import pytest
 import yaml
-from conftest import ROOT
+from conftest import ROOT, UNPACKED
 
 import timm_synermix
 
@@ -27,7 +27,7 @@ def build(tmp_path_factory, kind, source=ROOT):
 def source_tree(tmp_path_factory):
     """The unpacked source distribution."""
     with tarfile.open(build(tmp_path_factory, 'sdist')) as archive:
-        archive.extractall(folder := tmp_path_factory.mktemp('unpacked'), filter='data')
+        archive.extractall(folder := tmp_path_factory.mktemp('unpacked'), **UNPACKED)
     (tree,) = folder.iterdir()
     return tree
 

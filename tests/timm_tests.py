@@ -24,7 +24,8 @@ def download(folder: Path) -> Path:
     command = ['pip', 'download', '--quiet', '--no-binary', ':all:', '--no-deps', f'timm=={TIMM_VERSION}']
     subprocess.run([sys.executable, '-m', *command, '--dest', folder], check=True)
     with tarfile.open(folder / f'timm-{TIMM_VERSION}.tar.gz') as file:
-        file.extractall(folder, [member for member in file if '/tests/' in member.name], filter='data')
+        safely = {'filter': 'data'} if hasattr(tarfile, 'data_filter') else {}  # since 3.10.12 and 3.11.4
+        file.extractall(folder, [member for member in file if '/tests/' in member.name], **safely)
     return folder / f'timm-{TIMM_VERSION}' / 'tests'
 
 
