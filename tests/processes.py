@@ -33,6 +33,8 @@ def _run(work: Callable, args: tuple, env: dict[str, str], log: str) -> None:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored, if the tests run in the background
+    if sys.platform == 'linux':  # workers of its own are forked, as those of a process that nothing has forked
+        multiprocessing.set_start_method('fork', force=True)
     work(*args)
 
 
