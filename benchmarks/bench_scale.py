@@ -23,7 +23,7 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
-from measuring import _memory_mb
+from measuring import in_process, memory_mb
 from torch import distributed as dist
 from torch import nn
 
@@ -42,27 +42,21 @@ class Measured(NamedTuple):
     note: str = ''
 
 
-def in_process(function: Callable[..., Any], *args: Any, limit: float) -> tuple[float, float, Any]:
+def measured(function: Callable[..., Any], *args: Any, limit: float) -> tuple[float, float, Any]:
     """Seconds, MB at most, and the result of a function in a fresh process; NaN, and why, if it does not come back."""
-    os.environ['MALLOC_MMAP_THRESHOLD_'] = '65536'  # glibc gives freed memory back at once
-    context = multiprocessing.get_context('spawn')
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_report, args=(sender, function, args))
-    process.start()
-    sender.close()
     try:
-        return receiver.recv() if receiver.poll(limit) else (np.nan, np.nan, f'above {limit:.0f} s')
+        seconds, memory, result = in_process(_measure, function, args, limit=limit)
+    except TimeoutError as error:
+        return np.nan, np.nan, str(error)
     except EOFError:
         return np.nan, np.nan, 'failed'
-    finally:
-        process.kill()
-        process.join()
+    return seconds, memory, result
 
 
-def _report(sender: Any, function: Callable[..., Any], args: tuple) -> None:
-    before, start = _memory_mb('VmRSS'), time.process_time()
+def _measure(function: Callable[..., Any], args: tuple) -> tuple[float, float, Any]:
+    before, start = memory_mb('VmRSS'), time.process_time()
     result = function(*args)
-    sender.send((time.process_time() - start, _memory_mb('VmHWM') - before, result))
+    return time.process_time() - start, memory_mb('VmHWM') - before, result
 
 
 def sampler(num_images: int, num_classes: int) -> str:
@@ -118,15 +112,15 @@ def metrics(num_classes: int, feature_dim: int) -> str:
     """Two features of each class, and all cohesion metrics of them."""
     from timm_synermix.metrics import cohesion_metrics
 
-    before, start = _memory_mb('VmRSS'), time.process_time()
+    before, start = memory_mb('VmRSS'), time.process_time()
     collection = cohesion_metrics(num_classes, feature_dim)
     generator = torch.Generator().manual_seed(0)
     for part in torch.randperm(2 * num_classes, generator=generator).split(1024):
         collection.update(torch.randn(len(part), feature_dim, generator=generator), part % num_classes)
     unit = 8 * num_classes * feature_dim / 2**20
-    updated, held = time.process_time() - start, (_memory_mb('VmRSS') - before) / unit
+    updated, held = time.process_time() - start, (memory_mb('VmRSS') - before) / unit
     collection.compute()
-    most = (_memory_mb('VmHWM') - before) / unit
+    most = (memory_mb('VmHWM') - before) / unit
     return f'{updated:.1f} s of it for {2 * num_classes:,} features; {held:.1f} units held, {most:.1f} at most'
 
 
@@ -237,7 +231,7 @@ def epochs(number: int) -> str:
     original = train.keep_epoch
 
     def keep_epoch(*args: Any, **kwargs: Any) -> Any:
-        seen.append(_memory_mb('VmRSS'))
+        seen.append(memory_mb('VmRSS'))
         return original(*args, **kwargs)
 
     with tempfile.TemporaryDirectory() as folder, patch.object(train, 'keep_epoch', keep_epoch):
@@ -279,7 +273,7 @@ def main() -> None:
     print('| what | size | seconds | MB | |\n| --- | --- | --- | --- | --- |', flush=True)
     for name in args.sections:
         for function, size, arguments in SECTIONS[name]:
-            seconds, memory, note = in_process(function, *arguments, limit=args.limit)
+            seconds, memory, note = measured(function, *arguments, limit=args.limit)
             rows.append(Measured(name, size, seconds, memory, note or ''))
             print(f'| {name} | {size} | {seconds:.1f} | {memory:,.0f} | {note or ""} |', flush=True)
     args.output.mkdir(parents=True, exist_ok=True)

@@ -63,31 +63,48 @@ def compare(
     return Row(what, setting, against, statistics.median(ratios), min(ratios), max(ratios), aim, note)
 
 
-def peak_memory(function: Callable[..., None], *args: Any) -> float:
-    """MB that a function needs at the most, in a fresh process: of the GPU if it uses one, else of the machine."""
+def in_process(function: Callable[..., Any], *args: Any, limit: float | None = None) -> Any:
+    """What a function returns in a fresh process.
+
+    Raises:
+        EOFError: It returns nothing: it failed.
+        TimeoutError: It takes longer than limit seconds.
+    """
     os.environ['MALLOC_MMAP_THRESHOLD_'] = '65536'  # glibc gives freed memory back at once
     context = multiprocessing.get_context('spawn')
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_report_peak, args=(sender, function, args))
+    process = context.Process(target=_send, args=(sender, function, args))
     process.start()
     sender.close()
     try:
+        if not receiver.poll(limit):
+            process.kill()
+            raise TimeoutError(f'above {limit:.0f} s')
         return receiver.recv()
     finally:
         process.join()
 
 
-def _report_peak(sender: Any, function: Callable[..., None], args: tuple) -> None:
+def _send(sender: Any, function: Callable[..., Any], args: tuple) -> None:
+    sender.send(function(*args))
+
+
+def peak_memory(function: Callable[..., None], *args: Any) -> float:
+    """MB that a function needs at the most, in a fresh process: of the GPU if it uses one, else of the machine."""
+    peak: float = in_process(_peak, function, args)
+    return peak
+
+
+def _peak(function: Callable[..., None], args: tuple) -> float:
     torch.set_num_threads(1)
-    before = _memory_mb('VmRSS')
+    before = memory_mb('VmRSS')
     function(*args)
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
-        sender.send(torch.cuda.max_memory_allocated() / 2**20)
-    else:
-        sender.send(_memory_mb('VmHWM') - before)
+        return torch.cuda.max_memory_allocated() / 2**20
+    return memory_mb('VmHWM') - before
 
 
-def _memory_mb(name: str) -> float:
+def memory_mb(name: str) -> float:
     """Of this process: 'VmRSS' now, 'VmHWM' at the most (getrusage would give the peak of the parent, if larger)."""
     with open('/proc/self/status', encoding='utf-8') as file:
         return next(int(line.split()[1]) / 1024 for line in file if line.startswith(name))
