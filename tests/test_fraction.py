@@ -1,5 +1,6 @@
 """The intra-class loss of a fraction of the images of a batch."""
 
+from argparse import Namespace
 from collections import Counter
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import nn
 from torch.utils.data import DistributedSampler
 
 from timm_synermix import SupplementBatchSampler, SynerMixTask, create_synermix_loader
+from timm_synermix.cli.kwargs import largest_batch
 from timm_synermix.data.draws import Views
 from timm_synermix.data.labels import LabelSets
 from timm_synermix.functional import class_rows, row_weight
@@ -67,6 +69,18 @@ def test_each_class_of_a_batch_is_as_likely_to_be_drawn():
                 present[c] += 2 / len(classes)
     assert drawn.sum() == 2 * 300 * 6
     assert abs(drawn - present).max() < 4 * np.sqrt(present.max())
+
+
+@pytest.mark.parametrize('seed', range(40))
+def test_gathered_features_have_room_for_every_clean_view(seed):
+    """Small fractions of small batches have two classes all the same."""
+    generator = np.random.default_rng(seed)
+    batch_size, fraction = int(generator.integers(2, 40)), float(generator.uniform(0.01, 0.99))
+    targets = generator.integers(0, int(generator.integers(1, 50)), size=200)
+    flags = Namespace(batch_size=batch_size, synermix_fraction=fraction)
+    room = largest_batch(flags)
+    for batch in create(targets, batch_size, fraction=fraction):
+        assert sum(not isinstance(item, Views) for item in batch) <= room
 
 
 def test_no_partners_where_none_are_wanted():

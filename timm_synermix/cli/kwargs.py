@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from timm_synermix.utils.layout import num_clean_classes
+
 
 def synermix_loader_kwargs(args: argparse.Namespace) -> dict[str, Any]:
     """The arguments of `create_synermix_loader` that the SynerMix flags set."""
@@ -41,7 +43,7 @@ def largest_batch(args: argparse.Namespace) -> int:
     """The most images with a clean view that a batch of `create_synermix_loader` can hold."""
     size = max([args.batch_size, *(getattr(args, 'train_batch_sizes', None) or ())])
     if args.synermix_fraction < 1:
-        return max(2, round(args.synermix_fraction * (size + 2)) + 1)
+        return 2 * num_clean_classes(args.synermix_fraction, size + 2)
     if args.synermix_batch == 'fixed' or args.synermix_singletons != 'supplement':
         return size + 2  # an odd one is made even
     return 2 * size + 2  # each with a partner

@@ -14,6 +14,7 @@ from timm_synermix.data.draws import Views
 from timm_synermix.data.fixed_batches import fixed_batches, repeated_batches
 from timm_synermix.data.labels import LabelSets
 from timm_synermix.utils.checks import BATCH_SIZE, INTERVAL, check_fixed, check_fraction
+from timm_synermix.utils.layout import num_clean_classes
 from timm_synermix.utils.random import seed_of
 
 _COUNTED = 50  # batches, to tell what they cost
@@ -182,7 +183,7 @@ class SupplementBatchSampler(Sampler[list[Any]]):
         if not self.clean_only:
             batch = np.concatenate([batch, partners])
         if len(batch) % 2:
-            batch = np.append(batch, self._partners_of(generator.choice(batch, 1), generator))
+            batch = np.append(batch, self._one_more(batch, generator))
         return [*generator.permutation(batch).tolist(), *clean_only]
 
     def _sliced(self, batch: np.ndarray, generator: np.random.Generator) -> list[Any]:
@@ -190,8 +191,7 @@ class SupplementBatchSampler(Sampler[list[Any]]):
         images = generator.permutation(np.unique(batch))  # a repeated image is no partner of itself
         images = images[np.argsort(self.targets[images], kind='stable')]
         _, first, count = np.unique(self.targets[images], return_index=True, return_counts=True)
-        at_least = 2  # classes: BatchNorm needs two images, and a class may have one
-        drawn = generator.permutation(len(first))[: max(at_least, round(self.fraction * len(batch) / 2))]
+        drawn = generator.permutation(len(first))[: num_clean_classes(self.fraction, len(batch))]
         first, count = first[drawn], count[drawn]
         paired = np.stack([images[first], images[first + 1 - (count == 1)]], axis=1)
         lone = paired[count == 1, 0]
@@ -201,7 +201,7 @@ class SupplementBatchSampler(Sampler[list[Any]]):
         position = {image: place for place, image in enumerate(batch.tolist())}
         others = np.delete(batch, [position[image] for image in own.tolist()])
         if (len(batch) + len(partners)) % 2:
-            others = np.append(others, self._partners_of(generator.choice(batch, 1), generator))
+            others = np.append(others, self._one_more(batch, generator))
         clean = generator.permutation(np.concatenate([own, partners]))
         return [*clean.tolist(), *[Views(index, clean=False) for index in generator.permutation(others).tolist()]]
 
@@ -245,6 +245,10 @@ class SupplementBatchSampler(Sampler[list[Any]]):
         first, size = self._first[self.targets[images]], self._size[self.targets[images]]
         step = generator.integers(1, np.maximum(size, 2))  # 1 to size - 1 places further on in the class, round its end
         return self._members[first + (self._place[images] - first + step) % size]
+
+    def _one_more(self, batch: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        """Another image of a class of a batch, `[1]`, which makes its size even."""
+        return self._partners_of(generator.choice(batch, 1), generator)
 
     def cost(self) -> BatchCost:
         """What the batches of this rank cost, counted in the first ones of the epoch."""

@@ -38,3 +38,11 @@ class Layout(NamedTuple):
 
 
 EACH_TWICE = Layout()  # a clean and an augmented one of every image, or of fewer the augmented one
+
+
+def num_clean_classes(fraction: float, images: int) -> int:
+    """Classes of which two images have a clean view, where a fraction of a batch has one, if so many are there.
+
+    Two at least: BatchNorm needs two images, and a class may have one.
+    """
+    return max(2, round(fraction * images / 2))
