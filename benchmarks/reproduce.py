@@ -201,7 +201,7 @@ class Driver:
                 [str(part) for part in command],
                 stdout=file,
                 stderr=file,
-                env={**os.environ, 'OMP_NUM_THREADS': str(threads)},
+                env={'OMP_NUM_THREADS': str(threads), **os.environ},
                 start_new_session=True,  # a Ctrl-C reaches it through the driver alone
             )
         self.running.add(process)
