@@ -74,17 +74,16 @@ def sampler(num_images: int, num_classes: int) -> str:
 
 
 def start_of_folder(num_files: int) -> str:
-    """What train.py does before its first batch with a folder of so many images, which are one file."""
+    """What train.py does before its first batch with a folder of so many images, of which those of a class are one file."""
     from PIL import Image
 
     with tempfile.TemporaryDirectory() as folder:
-        first = Path(folder) / 'first.png'
-        Image.new('RGB', (8, 8)).save(first)
         for c in range(1000):
             path = Path(folder) / 'data' / 'train' / f'class{c}'
             path.mkdir(parents=True)
-            for i in range(num_files // 1000):
-                os.link(first, path / f'{i}.png')
+            Image.new('RGB', (8, 8)).save(path / '0.png')
+            for i in range(1, num_files // 1000):
+                os.link(path / '0.png', path / f'{i}.png')
         start = time.process_time()
         flags = ['--data-dir', f'{folder}/data', '--val-split', '', '--num-classes', '1000', '--model', 'test_resnet']
         build_run(*DIGITS[2:], *flags, '--synermix', '--output', f'{folder}/output')
