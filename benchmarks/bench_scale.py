@@ -74,7 +74,7 @@ def sampler(num_images: int, num_classes: int) -> str:
 
 
 def start_of_folder(num_files: int) -> str:
-    """What train.py does before its first batch with a folder of so many images, of which those of a class are one file."""
+    """What train.py does before its first batch with a folder of so many images, one file for each class."""
     from PIL import Image
 
     with tempfile.TemporaryDirectory() as folder:

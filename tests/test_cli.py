@@ -279,7 +279,7 @@ def test_synermix_flags_without_synermix_warn(monkeypatch, caplog):
         ('input_size', [3, 224], r'input_size in .* must be a list of 3 single values, got \[3, 224\]'),
         ('input_size', 224, 'input_size in .* must be a list of 3 single values, got 224'),
         ('synermix', 'yes', "synermix in .* must be true or false, got 'yes'"),
-        ('synermix_forward', 'both', "synermix_forward in .*: invalid choice: 'both'"),
+        ('synermix_batch', 'both', "synermix_batch in .*: invalid choice: 'both'"),
         ('train_size_schedule', 'cosine', "train_size_schedule in .*: invalid choice: 'cosine'"),
         ('model_kwargs', 'a=1', 'model_kwargs in .* must be a mapping'),
     ],
@@ -483,10 +483,6 @@ def test_what_synermix_cannot_be_used_with(monkeypatch, capsys, flags):
         (['--interpolation', 'best'], '--interpolation must be one of nearest,'),
         (['--split-bn'], '--split-bn needs --aug-splits'),
         (
-            ['--synermix', '--split-bn', '--resplit', '--synermix-forward', 'fused'],
-            '--split-bn and --synermix-forward fused cannot be used together',
-        ),
-        (
             ['--synermix', '--synermix-batch', 'fixed', '--train-img-sizes', '32', '48'],
             '--synermix-batch fixed and --train-img-sizes cannot be used together',
         ),
@@ -499,12 +495,7 @@ def test_what_synermix_cannot_be_used_with(monkeypatch, capsys, flags):
                 ['--synermix', '--task', 'multilabel', '--num-classes', '9', *other.split()],
                 f'--task multilabel and {other} cannot be used together',
             )
-            for other in (
-                '--synermix-batch fixed',
-                '--synermix-singletons bank',
-                '--synermix-gather',
-                '--synermix-forward fused',
-            )
+            for other in ('--synermix-batch fixed', '--synermix-singletons bank', '--synermix-gather')
         ),
         (
             ['--manifold-mixup', '1', '--task', 'multilabel', '--num-classes', '9'],

@@ -184,13 +184,6 @@ def test_the_teacher_is_not_trained_and_stays_in_evaluation():
     assert not any(p is q for p in task.trainable_module.parameters() for q in teacher.parameters())
 
 
-def test_an_inter_task_excludes_one_forward():
-    student, teacher = create('test_resnet'), create('test_efficientnet')
-    inner = distillation_task('logit', student, teacher)
-    with pytest.raises(ValueError, match='inter_task needs two forwards'):
-        SynerMixTask(student, inter_task=inner, fused=True, **KWARGS)
-
-
 # Augmentation splits: L_inter is the loss of all splits, as timm computes it
 
 
@@ -233,12 +226,10 @@ def test_splits_are_whole(rows):
         task(split_views(3)[:rows], TARGET)
 
 
-def test_splits_exclude_a_mixup_and_split_norms_one_forward():
+def test_splits_exclude_a_mixup():
     model = create('test_resnet')
     with pytest.raises(ValueError, match=r'splits must be 1 with mixup_fn, .* got 2'):
         SynerMixTask(model, splits=2, mixup_fn=Mixup(num_classes=CLASSES), verbose=False)
-    with pytest.raises(ValueError, match='fused must be False with SplitBatchNorm2d'):
-        SynerMixTask(convert_splitbn_model(model, 2), splits=2, fused=True, **KWARGS)
 
 
 def test_clean_images_go_through_the_main_norm_and_each_split_through_its_own():

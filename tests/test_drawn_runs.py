@@ -28,7 +28,7 @@ GROUPS = {
         '--synermix --synermix-batch fixed',
         '--synermix --synermix-supplement clean',
         '--synermix --synermix-singletons bank',
-        '--synermix --synermix-singletons keep --synermix-forward fused',
+        '--synermix --synermix-singletons keep',
         '--synermix --synermix-interval 2',
         '--synermix --synermix-fraction 0.25',
         '--synermix --synermix-off-epoch 1',

@@ -129,8 +129,7 @@ class Model(nn.Sequential):
 
 
 @pytest.mark.parametrize('mixed', [False, True])
-@pytest.mark.parametrize('fused', [False, True])
-def test_both_losses_equal_a_loop(mixed, fused):
+def test_both_losses_equal_a_loop(mixed):
     torch.manual_seed(0)
     model = Model(nn.Flatten(), nn.Linear(12, 7), nn.ReLU(), nn.Linear(7, 4)).double()
     clean, augmented = torch.randn(5, 3, 2, 2).double(), torch.randn(8, 3, 2, 2).double()
@@ -140,9 +139,7 @@ def test_both_losses_equal_a_loop(mixed, fused):
         if mixed
         else None
     )
-    task = SynerMixTask(
-        model, mixup_fn=mixup_fn, beta=0.3, fraction=0.6, fused=fused, dtype=torch.float64, verbose=False, seed=3
-    )
+    task = SynerMixTask(model, mixup_fn=mixup_fn, beta=0.3, fraction=0.6, dtype=torch.float64, verbose=False, seed=3)
     generator = task._next_generator(torch.device('cpu'))
     task.num_batches = 0
     weight = row_weight(class_rows(target[:5])[0], generator=generator).double()

@@ -19,7 +19,7 @@ from timm_synermix.utils.random import seed_of
 TARGET = torch.tensor([0, 1, 0, 3, 2, 1, 3, 3, 4])
 CUT = [slice(0, 5), slice(5, 9)]  # unequal parts; classes 1 and 3 are in both
 ROWS = 7  # per rank, padding included
-CASES = [dict(), dict(fused=True), dict(num_mixed=1), dict(beta=1.0), dict(compiled=True), dict(one_class=True)]
+CASES = [dict(), dict(num_mixed=1), dict(beta=1.0), dict(compiled=True), dict(one_class=True)]
 
 
 def targets(case):

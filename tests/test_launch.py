@@ -74,7 +74,7 @@ def cohesion_in_one_process(state_dict, image_folder):
 
 TRAINED = [
     ['--mixup', '0.5', '--model-ema', '--report'],
-    ['--grad-accum-steps', '2', '--synermix-forward', 'fused', '--synermix-gather'],
+    ['--grad-accum-steps', '2', '--synermix-gather'],
     pytest.param(
         ['--manifold-mixup', '1', '--torchcompile', 'eager', '--synermix-batch', 'fixed', '--model-ema'],
         marks=pytest.mark.slow,

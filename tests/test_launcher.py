@@ -407,7 +407,7 @@ def test_names_are_found_where_the_script_has_them(script, name, run):
 OPTIONS = {
     'everything of a loop': ['--amp', '--grad-accum-steps', '3', '--clip-grad', '0.5', '--model-ema', '--mixup', '0.4'],
     'repeated augmentation': ['--aug-repeats', '3', '-b', '12'],
-    'one forward': ['--synermix-forward', 'fused', '--cutmix', '1'],
+    'CutMix': ['--cutmix', '1'],
     'second images clean alone': ['--synermix-supplement', 'clean', '-b', '4'],
     'an interval': ['--synermix-interval', '2'],
     'a fraction': ['--synermix-fraction', '0.5'],

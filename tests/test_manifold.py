@@ -144,18 +144,6 @@ def test_the_model_is_left_as_it_was():
     assert [len(module._forward_hooks) for module in model.children()] == [1, 0, 0, 0, 0]
 
 
-def test_half_of_a_fused_batch_is_mixed():
-    model = Net().eval()
-    mixup_fn = ManifoldMixup(model, 4, (3, 8, 8), layers=['first'])
-    x, target = torch.randn(6, 3, 8, 8), torch.arange(4)
-    plain = model(x)
-    with always_zero():
-        mixup_fn(x[2:], target)
-    with mixup_fn.mixing(6, first_row=2):
-        logits = model(x)
-    torch.testing.assert_close(logits, plain[[0, 1, 5, 4, 3, 2]])
-
-
 def test_a_layer_that_is_passed_by_later_is_not_silent():
     model = Net()
     mixup_fn = ManifoldMixup(model, 4, (3, 8, 8), layers=['first'])
@@ -203,14 +191,13 @@ def test_a_model_without_a_layer_to_mix_mixes_the_input_and_says_so(caplog):
     assert 'mixes the input alone' in caplog.text
 
 
-@pytest.mark.parametrize('fused', [False, True])
 @pytest.mark.parametrize('layer', ['input', 'layer1'])
-def test_synermix_with_manifold_mixup(layer, fused):
+def test_synermix_with_manifold_mixup(layer):
     """The clean images of a SynerMix step are not mixed with those of other classes; the augmented ones are."""
     model = timm.create_model('test_resnet', num_classes=7).eval()
     x, target = torch.randn(8, 3, 32, 32), torch.tensor([0, 0, 1, 1])
     mixup_fn = ManifoldMixup(model, 7, (3, 32, 32), layers=[layer])
-    task = SynerMixTask(model, mixup_fn=mixup_fn, beta=0.5, fused=fused, verbose=False)
+    task = SynerMixTask(model, mixup_fn=mixup_fn, beta=0.5, verbose=False)
     task.eval()
     with torch.no_grad(), always_zero():
         result = task(torch.cat([x[:1]] * 2 + [x[1:2]] * 2 + [x[4:]]), target)
@@ -262,7 +249,7 @@ def test_a_torchvision_model_by_the_name_of_its_classifier():
     assert not model.layer1._forward_hooks
 
 
-@pytest.mark.parametrize('kwargs', [dict(beta=0.0), dict(beta=0.5), dict(fused=True, bank=True)])
+@pytest.mark.parametrize('kwargs', [dict(beta=0.0), dict(beta=0.5), dict(bank=True)])
 def test_compiled_without_graph_breaks(kwargs):
     """One graph for all layers and values of lam; one more for the step before the bank is filled."""
     model = timm.create_model('test_resnet', num_classes=4)

@@ -23,7 +23,7 @@ FACTORS = {
         '--synermix-beta 1',
         '--synermix-fraction 0.25',
     ],
-    'forward': ['', '--synermix-forward fused', '--channels-last', '--drop 0.3 --drop-path 0.2'],
+    'forward': ['', '--channels-last', '--drop 0.3 --drop-path 0.2'],
     'augment': ['', '--aa rand-m9-mstd0.5', '--reprob 0.5 --resplit', '--crop-padding 4', '--cutout 8'],
     'loader': [
         '',
@@ -43,13 +43,12 @@ REFUSED = [  # the name of a flag, and what it is refused with
     ('--no-aug', '--crop-padding --cutout'),
     ('--on-device', '--aa --reprob'),
     ('--train-img-sizes', '--crop-padding --cutout --synermix-batch'),
-    ('--split-bn', '--synermix-forward'),
     ('--synermix-singletons', '--aug-repeats --synermix-mix'),
     ('--synermix-mix', '--synermix-num-mixed'),
     ('--synermix-beta', '--synermix-interval --kd-model-name --split-bn'),
     ('--synermix-fraction', '--synermix-supplement --task'),
-    ('--kd-model-name', '--manifold-mixup --synermix-forward'),
-    ('--task', '--regmixup --manifold-mixup --jsd --synermix-batch --synermix-singletons --synermix-forward'),
+    ('--kd-model-name', '--manifold-mixup'),
+    ('--task', '--regmixup --manifold-mixup --jsd --synermix-batch --synermix-singletons'),
 ]
 
 

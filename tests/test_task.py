@@ -218,11 +218,11 @@ def test_images_with_a_clean_view_alone_join_the_intra_class_loss_alone(fixed_dr
     torch.testing.assert_close(result['inter_loss'], F.cross_entropy(model(mixed), soft).detach())
 
 
-@pytest.mark.parametrize('fused', [False, True])
-def test_the_bank_is_a_partner_for_lone_classes(fused):
+@pytest.mark.parametrize('beta', [0.5, 1.0])
+def test_the_bank_is_a_partner_for_lone_classes(beta):
     """Class 4 has one image; its feature of the step before, and no gradient through it, joins."""
     model = create_model(norm=False)
-    task = create_task(model, beta=1.0 if not fused else 0.5, bank=True, fused=fused)
+    task = create_task(model, beta=beta, bank=True)
     first, second = images(), images()
     task(first, TARGET)
     before = task.bank.state_dict()['feature0'][4].clone()
@@ -273,18 +273,6 @@ def test_without_the_intra_class_part(how):
 def test_default_beta():
     assert create_task().beta == 0.5
     assert create_task(mixup_fn=Mixup(num_classes=CLASSES)).beta == 0.1
-
-
-def test_fused_forward_equals_separate_forwards_without_batch_statistics(fixed_draws):
-    model = create_model().eval()
-    x = images()
-    separate, fused = (create_task(model, beta=0.3, fused=f).eval()(x, TARGET) for f in (False, True))
-    for name in ('loss', 'intra_loss', 'inter_loss', 'output'):
-        torch.testing.assert_close(fused[name], separate[name])
-    model.train()
-    joint = create_task(model, beta=0.3, fused=True)(x, TARGET)
-    assert model[1].num_batches_tracked == 1
-    assert (joint['loss'] - fused['loss']).abs() > 1e-6  # BatchNorm over the union
 
 
 def test_num_mixed_is_used():
@@ -365,12 +353,11 @@ def test_clip_parameters_leave_out_the_head():
     assert [p.shape for p in task.get_clip_parameters(exclude_head=True)] == [p.shape for p in everything[:-2]]
 
 
-@pytest.mark.parametrize('fused', [False, True])
-def test_compiled_without_graph_breaks(fused):
+def test_compiled_without_graph_breaks():
     """The eager backend traces as every backend does; fullgraph fails on a break."""
     model = create_model().float()
-    reference = create_task(copy.deepcopy(model), beta=0.3, fused=fused, seed=1)
-    task = create_task(model, beta=0.3, fused=fused, seed=1)
+    reference = create_task(copy.deepcopy(model), beta=0.3, seed=1)
+    task = create_task(model, beta=0.3, seed=1)
     eval_model = task.compile(backend='eager', fullgraph=True)
     x = images().float()
     compiled, eager = task(x, TARGET), reference(x, TARGET)
@@ -386,7 +373,6 @@ def test_compiled_without_graph_breaks(fused):
     ('kwargs', 'sizes', 'graphs'),
     [
         (dict(), [8], 1),
-        (dict(fused=True), [8], 1),
         (dict(bank=True), [8], 2),  # without a bank in the first step
         (dict(), [8, 10, 6, 12], 2),  # one for the first size, one for any other
     ],
@@ -412,7 +398,6 @@ PARTS = {
     'bank': (dict(bank=True), 2),
     'num_mixed': (dict(num_mixed=1), 2),
     'bce': (dict(criterion_kwargs=dict(loss_type='bce')), 2),
-    'fused': (dict(fused=True), 1),
     'interval': (dict(interval=3), 2),
     'beta 0': (dict(beta=0.0), 1),
     'beta 1': (dict(beta=1.0), 1),

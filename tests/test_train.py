@@ -108,7 +108,7 @@ WORK_WITH_SYNERMIX = [
     '--no-prefetcher --reprob 0.5 --aug-repeats 3 --recovery-interval 1',
     '--epoch-repeats 2 --train-num-samples 10 --val-split= --use-multi-epochs-loader',
     '--aa rand-m9-mstd0.5 --reprob 0.3 --color-jitter 0.4 --tta 1 --eval-metric loss --save-images',
-    '--synermix-forward fused --manifold-mixup 0.2 --manifold-mixup-layers 0 blocks.1 --channels-last',
+    '--manifold-mixup 0.2 --manifold-mixup-layers 0 blocks.1 --channels-last',
     '--synermix-singletons keep --synermix-num-mixed 2 --loss poly --opt lookahead_sgd --lr 1e-3 --model-ema '
     '--model-ema-force-cpu',
     '--synermix-singletons bank --synermix-interval 2 --grad-accum-steps 2 --lr-base-scale sqrt --checkpoint-hist 1',
@@ -668,10 +668,10 @@ def test_synermix_flags_reach_the_task_and_the_loader(run_train, monkeypatch):
 
     spy(task, 'SynerMixTask')
     spy(train_loader, 'create_synermix_loader')
-    given = dict(beta='0.3', num_mixed='2', forward='fused', singletons='bank', supplement='clean')
+    given = dict(beta='0.3', num_mixed='2', singletons='bank', supplement='clean')
     flags = [part for name, value in given.items() for part in (f'--synermix-{name.replace("_", "-")}', value)]
     run_train('--synermix', *flags, '--crop-pct', '0.7', '--interpolation', 'bilinear', '--seed', '5')
-    expected = dict(beta=0.3, num_mixed=2, fused=True, bank=True, singletons='bank', supplement='clean', seed=5)
+    expected = dict(beta=0.3, num_mixed=2, bank=True, singletons='bank', supplement='clean', seed=5)
     expected.update(crop_pct=0.7, clean_interpolation='bilinear')
     assert {name: seen[name] for name in expected} == expected
     run_train('--synermix', '--synermix-batch', 'fixed', '--synermix-gather', experiment='other')

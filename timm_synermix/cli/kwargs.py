@@ -29,7 +29,6 @@ def synermix_task_kwargs(args: argparse.Namespace) -> dict[str, Any]:
         mix=args.synermix_mix,
         splits=max(1, getattr(args, 'aug_splits', 0)),
         num_mixed=args.synermix_num_mixed,
-        fused=args.synermix_forward == 'fused',
         bank=args.synermix_singletons == 'bank',
         interval=args.synermix_interval,
         fraction=args.synermix_fraction,

@@ -294,7 +294,6 @@ _OURS = {
     'synermix_supplement': Rule(SUPPLEMENT, resume='epoch', needs='synermix'),
     'synermix_batch': Rule(BATCH, resume='epoch', needs='synermix'),
     'synermix_gather': Rule(needs='synermix'),
-    'synermix_forward': Rule(needs='synermix'),
     'synermix_interval': Rule(INTERVAL, resume='epoch', needs='synermix'),
     'synermix_fraction': Rule(POSITIVE_FRACTION, resume='epoch', needs='synermix'),
     'synermix_off_epoch': Rule(_FROM_0, resume='epoch', needs='synermix'),

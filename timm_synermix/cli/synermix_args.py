@@ -65,13 +65,6 @@ def _add_cost_args(group: argparse._ArgumentGroup) -> None:
         help='mix the classes of the batches of all processes together, not those of each by itself',
     )
     group.add_argument(
-        '--synermix-forward',
-        default='separate',
-        choices=['separate', 'fused'],
-        help='pass clean and augmented images through the model one after the other, or as one batch (fused): '
-        'BatchNorm then sees both together',
-    )
-    group.add_argument(
         '--synermix-interval',
         type=int,
         default=1,

@@ -76,14 +76,10 @@ def _check_synermix_args(args: argparse.Namespace) -> None:
         raise ValueError('--synermix-batch fixed and --train-img-sizes cannot be used together')
     if args.train_batch_sizes and len(set(sizes)) < len(sizes):
         raise ValueError(f'--train-img-sizes must differ from each other with --synermix, got {sizes}')
-    if args.split_bn and args.synermix_forward == 'fused':
-        raise ValueError('--split-bn and --synermix-forward fused cannot be used together')
     BATCH_SIZE.check('--batch-size with --synermix', args.batch_size)
     check_synermix_flags(args)
     if args.synermix_beta == 1:  # there is no augmented forward
         _exclude('--synermix-beta 1', {'--kd-model-name': args.kd_model_name, '--split-bn': args.split_bn})
-    if args.kd_model_name and args.synermix_forward == 'fused':
-        raise ValueError('--kd-model-name and --synermix-forward fused cannot be used together')
     if args.synermix_singletons == 'bank' and args.aug_repeats:
         raise ValueError('--synermix-singletons bank and --aug-repeats cannot be used together: copies are no partners')
 
@@ -120,7 +116,6 @@ def _check_multilabel_args(args: argparse.Namespace) -> None:
         '--synermix-batch fixed': args.synermix_batch == 'fixed',
         '--synermix-singletons bank': args.synermix_singletons == 'bank',
         '--synermix-gather': args.synermix_gather,
-        '--synermix-forward fused': args.synermix_forward == 'fused',
     }
     _exclude('--task multilabel', others)
 

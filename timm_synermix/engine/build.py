@@ -263,10 +263,7 @@ def log_start(run: Run) -> None:
     )
     if args.synermix:
         mixed = args.synermix_num_mixed or 'all'
-        _logger.info(
-            f'SynerMix: beta {task.beta}, {args.synermix_forward} forward, images mixed per class {mixed}, '
-            f'{args.synermix_batch} batches'
-        )
+        _logger.info(f'SynerMix: beta {task.beta}, images mixed per class {mixed}, {args.synermix_batch} batches')
         if task.bank is not None:
             log_bank(task.bank, args.world_size)
         log_cost(getattr(run.loaders.train.batch_sampler, 'batch_sampler', None))

@@ -81,7 +81,7 @@ class ManifoldMixup:
             )
         self._layer = INPUT
         self._lam: dict[str, Tensor] = {}  # of each layer, 1 for all but the drawn one
-        self._rows: tuple[int, int] | None = None  # batch size and first row to mix, inside of `mixing`
+        self._batch_size: int | None = None  # inside of `mixing`
         self._mixed = False
         self._handles = [
             model.get_submodule(name).register_forward_hook(partial(self._visit, name))
@@ -114,24 +114,24 @@ class ManifoldMixup:
         return x, mixup_target(target, self.num_classes, lam, self.label_smoothing)
 
     @contextmanager
-    def mixing(self, batch_size: int, first_row: int = 0) -> Iterator[None]:
-        """One forward of the model on a batch, in which the drawn layer mixes the images from first_row on."""
-        self._rows, self._mixed = (batch_size, first_row), False
+    def mixing(self, batch_size: int) -> Iterator[None]:
+        """One forward of the model on a batch, in which the drawn layer mixes the images."""
+        self._batch_size, self._mixed = batch_size, False
         try:
             yield
         finally:
-            self._rows = None
+            self._batch_size = None
         if not torch.compiler.is_compiling() and not (self._mixed or self._layer == INPUT):
             raise RuntimeError(f'Manifold MixUp: the layer {self._layer} took no part in the forward of the model.')
 
     def _visit(self, name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        if self._rows is None:
+        if self._batch_size is None:
             return None
         # A compiled model mixes at every layer, lam = 1 where none was drawn, so that one graph serves for all.
         if not torch.compiler.is_compiling() and name != self._layer:
             return None
         self._mixed = True
-        return mix_with_flip(output, self._lam[name], *self._rows)
+        return mix_with_flip(output, self._lam[name], self._batch_size)
 
     def remove(self) -> None:
         """Take the hooks off the model, which is then as it was before."""

@@ -15,9 +15,8 @@ INPUT = 'input'  # the name of the layer before the first: the images themselves
 class Mixer(Protocol):
     """What `SynerMixTask` takes as mixup_fn: `timm.data.Mixup`, and anything with its signature.
 
-    A mixer of hidden activations has one more method, `mixing(batch_size, first_row)`: a context manager in which the
-    task runs the model, that mixes what the call before it drew, see `ManifoldMixup`. With one forward for clean and
-    augmented images, the augmented ones start at first_row.
+    A mixer of hidden activations has one more method, `mixing(batch_size)`: a context manager in which the task runs
+    the model, that mixes what the call before it drew, see `ManifoldMixup`.
     """
 
     def __call__(self, x: Tensor, target: Tensor, /) -> tuple[Tensor, Tensor]:
@@ -83,28 +82,25 @@ def create_mixup(mode: str = 'batch', **kwargs: Any) -> Mixup:
     return HalfMixup(**kwargs) if mode == 'half' else Mixup(mode=mode, **kwargs)
 
 
-def mix_with_flip(output: Any, lam: Tensor, batch_size: int, first_row: int = 0) -> Any:
-    """`lam h_i + (1 - lam) h_j`, where j is i in the reverse order of the rows from first_row on.
+def mix_with_flip(output: Any, lam: Tensor, batch_size: int) -> Any:
+    """`lam h_i + (1 - lam) h_j`, where j is i in the reverse order of the rows.
 
     Args:
         output: What a layer returned: a tensor, or a list or tuple, in which other things stay as they are. The first
             dimension of a tensor is the batch, or a multiple of it: then the parts of one image stand together.
         lam: Scalar.
-        batch_size, first_row: Images in the batch, and the first one to mix.
+        batch_size: Images in the batch.
 
     Raises:
         ValueError: A tensor is not ordered by image.
     """
     if isinstance(output, (list, tuple)):
-        parts = [mix_with_flip(part, lam, batch_size, first_row) for part in output]
+        parts = [mix_with_flip(part, lam, batch_size) for part in output]
         return type(output)(*parts) if hasattr(output, '_fields') else type(output)(parts)
     if not isinstance(output, Tensor):
         return output
     if output.ndim == 0 or len(output) % batch_size:
         raise ValueError(f'a layer must return tensors of {batch_size} images, got one of shape {list(output.shape)}.')
     images = output if len(output) == batch_size else output.unflatten(0, (batch_size, -1))
-    mixed = images[first_row:]
-    mixed = (lam * mixed + (1 - lam) * mixed.flip(0)).to(output.dtype)
-    if first_row:
-        mixed = torch.cat([images[:first_row], mixed])
+    mixed = (lam * images + (1 - lam) * images.flip(0)).to(output.dtype)
     return mixed if len(output) == batch_size else mixed.flatten(0, 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -25,8 +25,6 @@ class SynerMixModule(nn.Module):
         trainable: What runs on the augmented images: the model, or a module around it with more to train, such as
             timm's `FeatureDistillationTrainableModule`. None for the model.
         classifier: See `FeatureHook`.
-        fused: Run clean and augmented images through the model as one batch. BatchNorm then normalises both with the
-            statistics of the union; in the paper's code, and by default, each view has its own.
         gather_rows: Mix the features of all ranks, each rank's padded to this number of rows; 0 for its own alone.
         mixup_fn: Mixes in the forward of the model if it has a method `mixing`, see `ManifoldMixup`.
     """
@@ -36,7 +34,6 @@ class SynerMixModule(nn.Module):
         model: nn.Module,
         trainable: nn.Module | None = None,
         classifier: str | Sequence[str] | None = None,
-        fused: bool = False,
         gather_rows: int = 0,
         mixup_fn: Mixer | None = None,
     ) -> None:
@@ -44,7 +41,6 @@ class SynerMixModule(nn.Module):
         self.trainable = model if trainable is None else trainable
         # Registered once: an average over a state_dict that has the model twice would move it twice.
         self._model_name = next(name for name, module in self.trainable.named_modules() if module is model)
-        self.fused = fused
         self.gather_rows = gather_rows
         self.mixup_fn = mixup_fn
         self.hook = FeatureHook(model, classifier)
@@ -90,12 +86,6 @@ class SynerMixModule(nn.Module):
                 mixed = own_share(mixed)
             return mixed if bank is None else bank.add_to(mixed, len(features) - 1)
 
-        if clean is not None and augmented is not None and self.fused:
-            n = len(clean)
-            with self._mixing(n + len(augmented), n):
-                logits, _ = self.hook(torch.cat([clean, augmented]), lambda f: torch.cat([mix(f[:n]), f[n:]]))
-            num_mixes = len(logits) - len(augmented)
-            return logits[:num_mixes], logits[num_mixes:], tuple(features)
         intra_logits: Any = None
         output = None
         if clean is not None:
@@ -104,13 +94,10 @@ class SynerMixModule(nn.Module):
             if isinstance(intra_logits, tuple):  # a distilled model in training hands out both heads
                 intra_logits = torch.stack(intra_logits).mean(0)
         if augmented is not None:
-            with self._mixing(len(augmented)):
+            mixing = getattr(self.mixup_fn, 'mixing', None)
+            with nullcontext() if mixing is None else mixing(len(augmented)):
                 output = self.trainable(augmented)
         return intra_logits, output, tuple(features)
-
-    def _mixing(self, batch_size: int, first_row: int = 0) -> AbstractContextManager[None]:
-        mixing = getattr(self.mixup_fn, 'mixing', None)
-        return nullcontext() if mixing is None else mixing(batch_size, first_row)
 
 
 class _Output(nn.Module):

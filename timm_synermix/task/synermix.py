@@ -16,7 +16,6 @@ from timm_synermix.functional import IGNORE_INDEX, class_rows, row_weight, syner
 from timm_synermix.task.criterion import class_mean_loss, intra_class_criterion, skipping_padding
 from timm_synermix.task.feature_bank import BankMix, FeatureBank
 from timm_synermix.task.gather import gather_rows, mean_over_ranks, share_weight
-from timm_synermix.task.main_norm import split_norms
 from timm_synermix.task.mixup import Mixer
 from timm_synermix.task.module import SynerMixModule, take_trainable
 from timm_synermix.task.multi_label import LabelMix, draw_label_mix, label_mean_loss, unmixed_labels
@@ -74,7 +73,6 @@ class SynerMixTask(ClassificationTask):
             L_intra is then the mean loss of the clean images as they are.
         splits: Augmentation splits of each image, as of timm's `--aug-splits`; L_inter is of all of them.
         num_mixed: Images interpolated per class (the paper's P), 0 for all in the batch.
-        fused: See `SynerMixModule`.
         bank: For a class with one image in the batch, mix that with a recent feature of the class, see `FeatureBank`.
             Copies of an image, as of repeated augmentation, count as images.
         interval: Expect clean views in every interval-th update alone, and weight their loss by interval, so that the
@@ -93,8 +91,7 @@ class SynerMixTask(ClassificationTask):
 
     Raises:
         ValueError: beta, num_mixed or interval is out of range, the model has no classifier, or bank and gather_rows
-            come together, or inter_task and either fused or a mixer of hidden activations, or splits and mixup_fn, or
-            fused and a model with a BatchNorm for each split.
+            come together, or inter_task and a mixer of hidden activations, or splits and mixup_fn.
 
     Source: SynerMix (arXiv 2403.14137), steps 2 to 4. The authors' code loops over the classes on the host and leaves
     L_intra out of the loss it logs.
@@ -113,7 +110,6 @@ class SynerMixTask(ClassificationTask):
         mix: str = 'features',
         splits: int = 1,
         num_mixed: int = 0,
-        fused: bool = False,
         bank: bool = False,
         interval: int = 1,
         fraction: float = 1.0,
@@ -134,7 +130,7 @@ class SynerMixTask(ClassificationTask):
         MIX.check('mix', mix)
         check_unmixed(mix, dict(bank=bank, gather_rows=gather_rows, num_mixed=num_mixed))
         self.multi_label = getattr(inter_task, 'multi_label', False)
-        _check_recipe(model, inter_task, mixup_fn, splits, fused, self.multi_label and (bank or gather_rows > 0))
+        _check_recipe(inter_task, mixup_fn, splits, self.multi_label and (bank or gather_rows > 0))
         loss_kwargs = criterion_kwargs or {}
         if criterion is None:
             criterion_kwargs = {'soft_targets': mixup_fn is not None, **loss_kwargs}
@@ -148,9 +144,9 @@ class SynerMixTask(ClassificationTask):
         self.intra_criterion = skipping_padding(intra_criterion)
         self.inter_task: Any = inter_task
         trainable = None if inter_task is None else take_trainable(inter_task)
-        self.trainable_module: Any = SynerMixModule(model, trainable, classifier, fused, gather_rows, mixup_fn)
+        self.trainable_module: Any = SynerMixModule(model, trainable, classifier, gather_rows, mixup_fn)
         self.mixup_fn, self.beta, self.interval = mixup_fn, beta, interval
-        self.mix, self.num_mixed, self.fused = mix, num_mixed, fused
+        self.mix, self.num_mixed = mix, num_mixed
         self.layout = Layout(splits, some=fraction < 1)
         self.gather_rows = gather_rows
         self.bank = _create_bank(self.trainable_module.hook) if bank else None
@@ -246,13 +242,13 @@ class SynerMixTask(ClassificationTask):
 
         Returns:
             Functions to call in this order, once each, with the results of `forward` for their loss; 'loss' has its
-            weight in it. There is one where there is one loss, or one forward for both (fused).
+            weight in it. There is one where there is one loss.
 
         Raises:
             ValueError: See `forward`.
         """
         draw = self._draw(input, target)
-        if draw.clean is None or draw.augmented is None or self.fused:
+        if draw.clean is None or draw.augmented is None:
             return [partial(self._losses, draw)]
         return [partial(self._losses, part) for part in (draw._replace(augmented=None), draw._replace(clean=None))]
 
@@ -365,22 +361,13 @@ def _create_bank(hook: FeatureHook) -> FeatureBank:
     return FeatureBank(len(leaf.weight), hook.feature_dim)
 
 
-def _check_recipe(
-    model: nn.Module,
-    inter_task: TrainingTask | None,
-    mixup_fn: Mixer | None,
-    splits: int,
-    fused: bool,
-    one_label: bool,
-) -> None:
+def _check_recipe(inter_task: TrainingTask | None, mixup_fn: Mixer | None, splits: int, one_label: bool) -> None:
     if one_label:
         raise ValueError('bank and gather_rows need images of one label, got a task of several.')
-    if inter_task is not None and (fused or hasattr(mixup_fn, 'mixing')):
-        raise ValueError('inter_task needs two forwards, and a mixup_fn of images: it gets the images to see.')
+    if inter_task is not None and hasattr(mixup_fn, 'mixing'):
+        raise ValueError('inter_task needs a mixup_fn of images: it gets the images to see.')
     if mixup_fn is not None and splits > 1:
         raise ValueError(f'splits must be 1 with mixup_fn, which would mix each split otherwise, got {splits}.')
-    if fused and split_norms(model):
-        raise ValueError('fused must be False with SplitBatchNorm2d, which splits the augmented views alone.')
 
 
 def loss_parts(task: Any, input: Tensor, target: Tensor) -> list[Callable[[], dict[str, Tensor]]]:
