@@ -30,6 +30,7 @@ from torch.utils.data import (
 from timm_synermix.data.augment_ops import mend_augmentation
 from timm_synermix.data.classes import dataset_targets
 from timm_synermix.data.dataset import ReadableImages, TwoViewDataset, image_mode
+from timm_synermix.data.jitter import jitter_by_numpy
 from timm_synermix.data.labels import LabelSets, dataset_labels
 from timm_synermix.data.order import EpochOrder
 from timm_synermix.data.sample_loader import SampleLoader, SamplePrefetchLoader, shield
@@ -226,7 +227,7 @@ def _create_views(
     clean = create_clean_transform(input_size, clean_interpolation, crop_pct, crop_mode, **common)
     augmented: Any = create_transform(input_size, is_training=True, separate=splits > 1, **common, **kwargs)
     if splits == 1:
-        augmented = add_small_image_augmentation(augmented, crop_padding, cutout)
+        augmented = jitter_by_numpy(add_small_image_augmentation(augmented, crop_padding, cutout))
     elif crop_padding or cutout:
         raise ValueError('crop_padding and cutout must be 0 with num_aug_splits.')
     else:

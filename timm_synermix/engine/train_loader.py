@@ -13,6 +13,7 @@ from timm_synermix.cli.kwargs import mixed_in_collate, mixup_kwargs, synermix_lo
 from timm_synermix.data.augment_ops import mend_augmentation
 from timm_synermix.data.classes import dataset_targets
 from timm_synermix.data.dataset import ReadableImages, image_mode
+from timm_synermix.data.jitter import jitter_by_numpy
 from timm_synermix.data.loader import create_clean_transform, create_synermix_loader
 from timm_synermix.data.on_device import Augmentation, HeldImages, OnDeviceLoader, hold
 from timm_synermix.data.order import EpochOrder
@@ -71,6 +72,8 @@ def _one_view_loader(args: argparse.Namespace, dataset: Any, data_config: dict[s
     loader = _timm_loader(args, images, data_config, num_classes)
     if args.crop_padding or args.cutout:
         images.transform = add_small_image_augmentation(images.transform, args.crop_padding, args.cutout)
+    if args.aug_splits <= 1:
+        images.transform = jitter_by_numpy(images.transform)
     mend_augmentation(loader.dataset, image_mode(dataset))
     if len(loader) == 0:  # timm drops the last, partial batch
         raise ValueError(f'--batch-size must be at most the number of training images, got {args.batch_size}')
