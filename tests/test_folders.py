@@ -12,6 +12,7 @@ from argparse import Namespace
 from itertools import pairwise
 
 import numpy as np
+import PIL
 import pytest
 import timm.data
 from conftest import make_image_folder
@@ -520,6 +521,9 @@ def test_the_mode_fits_the_channels():
             mode(in_chans, given)
 
 
+READS_YCBCR = int(PIL.__version__.partition('.')[0]) >= 13  # earlier releases of Pillow cannot read those they write
+
+
 def files_of_all_modes(folder):
     """Images of every mode that a file can have, some with palette and transparency."""
     folder.mkdir(parents=True)
@@ -529,7 +533,7 @@ def files_of_all_modes(folder):
         whole.convert('RGB' if mode == 'P' else 'RGBA').convert(mode).save(folder / f'{mode}.png')
     whole.convert('P').save(folder / 'transparent.png', transparency=3)
     Image.fromarray(pixels[..., 0].astype(np.uint16) * 257).save(folder / 'I16.png')
-    for mode in ('CMYK', 'F', 'YCbCr'):
+    for mode in ('CMYK', 'F', 'YCbCr')[: 3 if READS_YCBCR else 2]:
         whole.convert('L' if mode == 'F' else 'RGB').convert(mode).save(folder / f'{mode}.tif')
 
 
@@ -551,8 +555,8 @@ def test_images_in_memory_are_those_of_the_files(tmp_path, name, mode):
         assert image.tobytes() == expected.tobytes()
         image.paste(0, (0, 0, *image.size))
         modes.add(image.mode)
-    assert len(files) == 11
-    assert len(modes) > 8 if mode is None and not name else modes == {mode or 'RGB'}
+    assert len(files) == 10 + READS_YCBCR
+    assert len(modes) > 7 + READS_YCBCR if mode is None and not name else modes == {mode or 'RGB'}
     assert memory.filename(3) == files.dataset.filename(3) if not name else True
     assert num_clipped(held) == num_clipped(files)
 

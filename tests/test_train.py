@@ -641,6 +641,8 @@ def test_a_bar_for_a_person_and_log_lines_otherwise(run_train, monkeypatch, capl
     shown = io.StringIO()
     shown.isatty = lambda: watched
     monkeypatch.setattr(sys, 'stderr', shown)
+    for name in ('COLUMNS', 'LINES'):  # of a narrow terminal the bar is cut
+        monkeypatch.setenv(name, '120')
     caplog.set_level('INFO')
     run = run_train('--synermix')
     assert bool(re.search(r'Train 0  33%\|#+\s*\| 1/3', shown.getvalue())) == watched
