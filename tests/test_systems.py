@@ -159,27 +159,47 @@ def test_the_signals_are_those_that_the_system_has(monkeypatch):
             request.check()
 
 
-MACOS = f"""
+@pytest.mark.skipif(sys.platform != 'linux', reason='of Linux, which has all of them')
+@pytest.mark.parametrize(('given', 'method'), [(None, 'fork'), ('forkserver', 'forkserver'), ('spawn', 'spawn')])
+def test_workers_are_forked_where_nothing_else_is_asked_for(given, method):
+    """As by default before Python 3.14, which starts them from a server that has imported nothing."""
+    code = f"""if True:
+        import multiprocessing, types
+        from timm_synermix import entry
+        multiprocessing.context._default_context._default_context = multiprocessing.get_context('forkserver')
+        if {given!r}:
+            multiprocessing.set_start_method({given!r})
+        entry.run(types.SimpleNamespace(main=lambda: print(multiprocessing.get_start_method())))
+    """
+    shown = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == method
+
+
+OF_SYSTEM = f"""
 import multiprocessing, signal, sys
-del signal.sigwaitinfo
+system, method = sys.argv[1:3]
+if system == 'macos':
+    del signal.sigwaitinfo
 sys.path.insert(0, {str(ROOT)!r})
-import train  # in spawned workers too, which import this file anew
+import train  # in workers too, which import this file anew
 if __name__ == '__main__':
-    multiprocessing.set_start_method('spawn')
+    multiprocessing.set_start_method(method)
+    del sys.argv[1:3]
     from timm_synermix import entry
     entry.train()
 """
 
 
 @pytest.mark.slow
-def test_spawned_workers_and_no_sigwaitinfo(run_train, image_folder, tmp_path):
-    """As on macOS: SIGTERM to the whole group of processes saves, and the run that goes on has the same bits."""
+@pytest.mark.parametrize(('system', 'method'), [('macos', 'spawn'), ('linux', 'forkserver')])
+def test_workers_that_are_not_forked(run_train, image_folder, tmp_path, system, method):
+    """SIGTERM to the whole group of processes saves, and the run that goes on has the same bits."""
     flags = ['--synermix', '--epochs', '3', '--seed', '3']
     whole = run_train(*flags, experiment='whole')
-    (tmp_path / 'macos.py').write_text(MACOS)
+    (tmp_path / 'of_system.py').write_text(OF_SYSTEM)
     data = ['--data-dir', str(image_folder), '--num-classes', '4']
-    more = ['-j', '2', '--log-interval', '1', '--output', str(tmp_path), '--experiment', 'macos', '--resume', 'auto']
-    command = [sys.executable, str(tmp_path / 'macos.py'), *data, *SMALL, *flags, *more]
+    more = ['-j', '2', '--log-interval', '1', '--output', str(tmp_path), '--experiment', method, '--resume', 'auto']
+    command = [sys.executable, str(tmp_path / 'of_system.py'), system, method, *data, *SMALL, *flags, *more]
     log = tmp_path / 'log'
     with open(log, 'w') as file:
         process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
@@ -191,42 +211,59 @@ def test_spawned_workers_and_no_sigwaitinfo(run_train, image_folder, tmp_path):
     assert 'DataLoader worker' not in log.read_text()
     ended = subprocess.run(command, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
-    assert_same_run(TrainResult(tmp_path / 'macos', ended.stdout), whole)
+    assert_same_run(TrainResult(tmp_path / method, ended.stdout), whole)
 
 
-WORKER = """
-import os, signal, sys, time
-if sys.argv[1] == 'macos':
+WORKER = f"""
+import multiprocessing, signal, sys, time
+system, method = sys.argv[1:]
+if system == 'macos':
     del signal.sigwaitinfo
+sys.path.insert(0, {str(ROOT)!r})
 from timm_synermix.data.sample_loader import shielded
-worker = os.fork()
-if worker == 0:
+
+def work(ready):
     shielded(None, 0)
-    os.write(1, b'shielded\\n')
+    ready.set()
     time.sleep(60)
-    os._exit(1)
-for signum in (signal.SIGINT, signal.SIGTERM):
-    signal.signal(signum, signal.SIG_IGN)
-os.write(1, b'%d\\n' % worker)
-sys.stdin.readline()
-os.kill(worker, signal.SIGTERM)
-print(os.waitpid(worker, 0)[1], flush=True)
+
+if __name__ == '__main__':
+    context = multiprocessing.get_context(method)
+    ready = context.Event()
+    worker = context.Process(target=work, args=(ready,))
+    worker.start()
+    ready.wait()
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, signal.SIG_IGN)
+    print(worker.pid, flush=True)
+    sys.stdin.readline()
+    worker.terminate()
+    worker.join(10)
+    print(worker.exitcode, flush=True)
+    worker.kill()
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('system', ['linux', 'macos'])
-def test_a_worker_ends_by_its_parent_alone(system):
-    """Not by a signal to all processes of the group."""
-    command, pipe = [sys.executable, '-c', WORKER, system], subprocess.PIPE
+@pytest.mark.parametrize(
+    ('system', 'method', 'ended'),
+    [('linux', 'fork', 0), ('linux', 'forkserver', 0), ('linux', 'spawn', 0), ('macos', 'spawn', -signal.SIGTERM)],
+)
+def test_a_worker_ends_by_its_parent_alone(tmp_path, system, method, ended):
+    """Not by a signal to all processes of the group, or to the worker."""
+    (tmp_path / 'worker.py').write_text(WORKER)
+    command, pipe = [sys.executable, str(tmp_path / 'worker.py'), system, method], subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, start_new_session=True) as process:
-        (worker,) = {process.stdout.readline().strip() for _ in range(2)} - {'shielded'}  # both are ready
-        os.killpg(process.pid, signal.SIGTERM)
-        os.killpg(process.pid, signal.SIGINT)
+        worker = int(process.stdout.readline())
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            if method == 'forkserver':  # the server would end
+                os.kill(worker, signum)
+            else:
+                os.killpg(process.pid, signum)
         time.sleep(0.5)
-        os.kill(int(worker), 0)  # it is there
-        status, _ = process.communicate('\n', timeout=60)
-    assert int(status) == (0 if system == 'linux' else signal.SIGTERM)
+        os.kill(worker, 0)  # it is there
+        exitcode, _ = process.communicate('\n', timeout=60)
+    assert int(exitcode) == ended
 
 
 def test_a_file_is_read_whole_on_windows(tmp_path, monkeypatch):

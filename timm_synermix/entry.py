@@ -2,6 +2,7 @@
 
 import importlib
 import logging
+import multiprocessing
 import shlex
 import sys
 import traceback
@@ -49,6 +50,9 @@ def run(script: ModuleType) -> None:
     """
     from timm_synermix.cli.checks import UsageError
 
+    if sys.platform == 'linux' and multiprocessing.get_start_method(allow_none=True) is None:
+        # A forked worker of a loader has the data set at once; Python 3.14 would have each import all of this anew.
+        multiprocessing.set_start_method('fork')
     with suppress(AttributeError):  # Windows knows few letters where output goes to a file
         sys.stdout.reconfigure(errors='backslashreplace')  # type: ignore[union-attr]
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import multiprocessing
 import os
 import signal
 import threading
@@ -96,7 +97,9 @@ def shielded(init: Callable[[int], None] | None, worker_id: int) -> None:
 
 
 def _end_by_parent() -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+    main = multiprocessing.parent_process()  # not os.getppid(): a server may have forked the worker for it
+    assert main is not None
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != main.pid:
         pass
     os._exit(0)
 
