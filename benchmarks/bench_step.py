@@ -54,12 +54,9 @@ MODES = {
     'fixed': Mode(dict(fixed=True), dict(), aim='≤ 2.05'),
     'bank': Mode(EVEN, dict(bank=True)),
     'fraction 0.25': Mode(dict(fraction=0.25), dict(fraction=0.25), aim='≤ 1.3'),  # of 16 images: two classes
-    'interval 2, fixed': Mode(dict(fixed=True, interval=2), dict(interval=2)),
-    'interval 4, fixed': Mode(dict(fixed=True, interval=4), dict(interval=4), aim='≤ 1.3'),
-    'interval 8, fixed': Mode(dict(fixed=True, interval=8), dict(interval=8), aim='≤ 1.3'),
 }
 # Not all modes in every setting: a graph is compiled for minutes on a CPU.
-SHORT = ['plain', 'naive', 'exact, no supplements', 'clean', 'fixed', 'fraction 0.25', 'interval 4, fixed']
+SHORT = ['plain', 'naive', 'exact, no supplements', 'clean', 'fixed', 'fraction 0.25']
 COMPILED = ['plain', 'exact, no supplements', 'fixed']
 
 
@@ -81,12 +78,10 @@ def step_rows(name: str, setting: str, device: torch.device, quick: bool) -> lis
     for mode, spec in modes.items():
         steps = training_steps(name, setting, spec, device, size, batch_size)
 
-        def some(mode: str = mode, spec: Mode = spec, steps: Iterator[int] = steps) -> int:
-            count = spec.sampler.get('interval', 1)
-            images[mode] += [next(steps) for _ in range(count)]
-            return count
+        def step(mode: str = mode, steps: Iterator[int] = steps) -> None:
+            images[mode].append(next(steps))
 
-        functions[mode] = some
+        functions[mode] = step
     for mode in functions:  # what is compiled or allocated at first is not measured
         functions[mode]()
         images[mode].clear()

@@ -340,16 +340,6 @@ def test_batches_are_those_of_the_schedule_and_partners_join_inside(name, epoch)
     assert len(sizes) > 1 or (name, epoch) == ('progressive', 0)  # which may draw the smallest alone
 
 
-def test_a_batch_between_has_neither_clean_views_nor_partners():
-    sampler = ScheduledSupplementSampler(schedule_of('number'), LABELS, interval=2)
-    for number, (batch, expected) in enumerate(zip(sampler, schedule_of('number'), strict=True)):
-        views = [views_of(item) for item in batch]
-        assert {each.clean for each in views} == {number % 2 == 0}
-        assert {each.size for each in views} == {expected[0][1]}
-        if number % 2:
-            assert sorted((each.image, each.size) for each in views) == sorted(expected)
-
-
 @pytest.mark.parametrize('clean_view', [True, False])
 def test_both_views_have_the_size_of_their_batch(image_folder, clean_view):
     dataset = create_dataset('', root=str(image_folder), split='train')

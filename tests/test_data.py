@@ -140,28 +140,6 @@ def test_partners_with_the_clean_view_alone(image_folder, use_prefetcher):
     assert some_partners
 
 
-@pytest.mark.parametrize('use_prefetcher', [True, False])
-def test_an_interval_leaves_the_clean_views_out_of_the_batches_between(image_folder, use_prefetcher):
-    """The others are augmented views alone, and all of them are erased."""
-    kwargs = dict(no_aug=True, interpolation='bilinear', use_prefetcher=use_prefetcher)
-    dataset, loader = load(image_folder, interval=2, **kwargs)
-    training = create_transform(
-        (3, 16, 16), is_training=True, no_aug=True, interpolation='bilinear', mean=MEAN, std=STD
-    )
-    shapes = []
-    for (x, y), items in zip(loader, list(loader.batch_sampler.batch_sampler), strict=True):
-        shapes.append(len(x) / len(y))
-        for i, item in enumerate(items):
-            index = image_of(item)
-            expected = training(Image.open(dataset.reader[index][0]).convert('RGB'))
-            torch.testing.assert_close(x[len(x) - len(y) + i], expected, atol=1e-5, rtol=1e-5)
-            assert y[i] == dataset.reader[index][1]
-    assert shapes == [2, 1, 2]
-    _, erased = load(image_folder, interval=2, re_prob=1.0, use_prefetcher=use_prefetcher)
-    for x, y in erased:
-        assert (x[len(x) - len(y) :] == 0).all(1).flatten(1).any(1).all()
-
-
 def test_a_sample_has_the_views_that_are_asked_for(image_folder):
     dataset = create_dataset('', root=str(image_folder), split='train')
     views = TwoViewDataset(dataset, TwoViewTransform(lambda image: ('clean', image.size), lambda _: 'augmented'))
@@ -175,11 +153,11 @@ def test_a_sample_has_the_views_that_are_asked_for(image_folder):
         assert views[item] == (expected, 1)
 
 
-def test_an_interval_needs_labels(image_folder):
+def test_a_fraction_needs_labels(image_folder):
     dataset = create_dataset('', root=str(image_folder), split='train')
     dataset.reader.targets = [[0]] * 19  # as of images with several labels
-    with pytest.raises(ValueError, match='interval must be 1 for ImageDataset, which does not tell its labels, got 2'):
-        create_synermix_loader(dataset, 16, 8, interval=2)
+    with pytest.raises(ValueError, match=r'fraction must be 1 for ImageDataset, which does not tell its labels'):
+        create_synermix_loader(dataset, 16, 8, fraction=0.5)
 
 
 def test_fixed_batches_are_even_and_nearly_equal(image_folder):

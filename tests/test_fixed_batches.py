@@ -106,20 +106,6 @@ def test_a_pure_function_of_seed_and_epoch():
     assert first != batches_of(targets, epoch=1)
 
 
-@pytest.mark.parametrize('world', [1, 3])
-def test_an_interval_pairs_the_images_of_its_own_batches_alone(world):
-    targets = np.repeat(np.arange(400), 10)
-    own, between = [], []
-    for number, batches in enumerate(batches_of(targets, world=world, interval=4)):
-        for batch in batches:
-            _, count = np.unique(targets[batch], return_counts=True)
-            (between if number % 4 else own).append((count == 1).sum())
-    assert max(own) == 0
-    assert np.mean(between) > 40  # of 64 random images of 400 classes, 54 are alone
-    drawn = [i for number in batches_of(targets, world=world, interval=4) for batch in number for i in batch]
-    assert sorted(drawn) == list(range(4000))
-
-
 @pytest.mark.parametrize(('world', 'repeats'), [(1, 3), (3, 3), (2, 2.5)])
 def test_repeated_augmentation_repeats_pairs(world, repeats):
     targets = np.repeat(np.arange(100), 41)

@@ -58,7 +58,7 @@ def test_at_most_as_many_images_are_added_as_there_are():
     assert len(partners) == 2
 
 
-@pytest.mark.parametrize('kwargs', [{}, dict(clean_only=True), dict(interval=2), dict(supplement=False)], ids=str)
+@pytest.mark.parametrize('kwargs', [{}, dict(clean_only=True), dict(supplement=False)], ids=str)
 def test_with_one_label_per_image_batches_are_those_of_classes(kwargs):
     targets = np.random.default_rng(1).integers(0, 15, 60)
     one = SupplementBatchSampler(order(60), targets, 12, **kwargs)

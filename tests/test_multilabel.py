@@ -51,7 +51,7 @@ def test_two_epochs_with_each_loss(train_three, name):
 
 
 MORE = {
-    'default': ['--synermix-interval', '2', '--synermix-supplement', 'clean'],
+    'default': ['--synermix-supplement', 'clean'],
     'twoway': ['--train-img-sizes', '32', '48', '--train-batch-sizes', '8', '4'],
     'mixup': [],
 }

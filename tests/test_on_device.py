@@ -85,7 +85,6 @@ SAMPLING = {
     'supplements': ['--synermix'],
     'clean supplements': ['--synermix', '--synermix-supplement', 'clean'],
     'fixed': ['--synermix', '--synermix-batch', 'fixed'],
-    'interval': ['--synermix', '--synermix-interval', '2'],
     'fraction': ['--synermix', '--synermix-fraction', '0.25'],
     'keep': ['--synermix', '--synermix-singletons', 'keep'],
     'copies': ['--synermix', '--aug-repeats', '2'],
@@ -175,7 +174,7 @@ def test_draws_depend_on_seed_epoch_and_batch(build):
 RUNS = {
     'plain': ['--mixup', '0.5'],
     'synermix': ['--synermix', '--mixup', '0.5', '--cutmix', '1', '--model-ema', '--drop-path', '0.3'],
-    'interval': ['--synermix', '--synermix-interval', '2', '--synermix-batch', 'fixed', '--grad-accum-steps', '2'],
+    'fixed': ['--synermix', '--synermix-batch', 'fixed', '--grad-accum-steps', '2'],
     'off': ['--synermix', '--synermix-off-epoch', '1', '--amp', '--amp-dtype', 'bfloat16', '--channels-last'],
 }
 

@@ -35,8 +35,7 @@ VARIANTS = {
     'bank': ['--synermix', '--synermix-singletons', 'bank', '--manifold-mixup', '1', '--opt', 'lookahead_adamw'],
     'clean': ['--synermix', '--synermix-supplement', 'clean', '--aug-repeats', '2', '--grad-accum-steps', '2'],
     'plateau': ['--synermix', '--sched', 'plateau', '--patience-epochs', '0', '--warmup-epochs', '0', '--model-ema'],
-    'fraction': ['--synermix', '--synermix-fraction', '0.25', '--mixup', '0.5', '--reprob', '0.5'],
-    'interval': ['--synermix', '--synermix-interval', '2', '--opt', 'lamb', '--mixup', '0.5', '--reprob', '0.5'],
+    'fraction': ['--synermix', '--synermix-fraction', '0.25', '--opt', 'lamb', '--mixup', '0.5', '--reprob', '0.5'],
     'updates': ['--synermix', '--synermix-batch', 'fixed', '--sched-on-updates', '--synermix-off-epoch', '2'],
 }
 

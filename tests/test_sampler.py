@@ -167,38 +167,6 @@ def test_fixed_and_clean_only_exclude_each_other():
         create([0, 0, 1, 1], 2, fixed=True, clean_only=True)
 
 
-@pytest.mark.parametrize('kwargs', [dict(), dict(fixed=True), dict(clean_only=True)])
-@pytest.mark.parametrize('batches_per_update', [1, 2])
-def test_an_interval_has_clean_views_in_every_kth_update(kwargs, batches_per_update):
-    """Counted over the epochs, 7 batches each: with two for an update the last update of an epoch has one."""
-    targets, K = np.repeat(np.arange(30), 7), 3
-    sampler = create(targets, 32, interval=K, batches_per_update=batches_per_update, **kwargs)
-    update = 0
-    for epoch in range(4):
-        sampler.set_epoch(epoch)
-        batches = list(sampler)
-        assert len(batches) == 7
-        for number, batch in enumerate(batches):
-            marked = [item for item in batch if item == Views(image_of(item), clean=False, augmented=True)]
-            if update % K == 0:
-                assert not marked
-                images = [image_of(item) for item in batch]
-                assert np.bincount(targets[images], minlength=30)[targets[images]].min() >= 2
-            else:
-                assert len(marked) == len(batch)
-                assert len(batch) <= 32
-            update += (number + 1) % batches_per_update == 0 or number == 6
-        if not kwargs:
-            drawn = [image_of(item) for batch in batches for item in batch]
-            assert set(drawn) == set(range(210))
-
-
-@pytest.mark.parametrize('name', ['interval', 'batches_per_update'])
-def test_an_interval_must_be_positive(name):
-    with pytest.raises(ValueError, match=f'{name} must be at least 1, got 0'):
-        create([0, 0, 1], 2, **{name: 0})
-
-
 @pytest.mark.parametrize('repeats', [0, 3])
 def test_what_a_step_costs_is_counted(repeats):
     """With three copies of an image in a batch fewer classes are there, and fewer are alone."""
@@ -214,27 +182,26 @@ def test_what_a_step_costs_is_counted(repeats):
     assert fixed.step == pytest.approx(2, abs=1e-9 if repeats else 0.01)
 
 
-@pytest.mark.parametrize(('kwargs', 'step'), [(dict(clean_only=True), 2.28), (dict(interval=4, fixed=True), 1.25)])
+@pytest.mark.parametrize(('kwargs', 'step'), [(dict(clean_only=True), 2.28), (dict(fraction=0.125), 1.16)])
 def test_what_a_step_of_cheaper_batches_costs(kwargs, step):
     cost = create(np.repeat(np.arange(100), 50), 128, **kwargs).cost()
     assert cost.step == pytest.approx(step, abs=0.03)
-    assert cost.prior == 1
 
 
-@pytest.mark.parametrize('repeats', [0, 3])
-def test_supplements_raise_the_share_of_rare_classes_by_what_is_said(repeats):
+@pytest.mark.parametrize(('repeats', 'fraction', 'least'), [(0, 1, 1.4), (3, 1, 1.05), (0, 0.5, 1.1), (0, 0.125, 1)])
+def test_supplements_raise_the_share_of_rare_classes_by_what_is_said(repeats, fraction, least):
     """A class that is nearly always alone has twice the images, in a batch that has grown by all second images."""
     targets = np.r_[np.repeat(np.arange(40), 100), np.repeat(np.arange(40, 80), 10)]
     images = range(len(targets))
     order = RepeatAugSampler(images, 1, 0, num_repeats=repeats) if repeats else DistributedSampler(images, 1, 0)
-    sampler = SupplementBatchSampler(order, targets, 64)
+    sampler = SupplementBatchSampler(order, targets, 64, fraction=fraction)
     rare, drawn = [], []
     for epoch in range(20):
         sampler.set_epoch(epoch)
         rare += [(targets[list(order)] >= 40).mean()]
-        drawn += [(targets[sum(sampler, [])] >= 40).mean()]
+        drawn += [(targets[[image_of(item) for batch in sampler for item in batch]] >= 40).mean()]
     assert sampler.cost().prior == pytest.approx(np.mean(drawn) / np.mean(rare), rel=0.06)
-    assert sampler.cost().prior > (1.05 if repeats else 1.4)
+    assert sampler.cost().prior > least
 
 
 def test_seeds_ranks_and_epochs_share_nothing():

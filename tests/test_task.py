@@ -398,7 +398,6 @@ PARTS = {
     'bank': (dict(bank=True), 2),
     'num_mixed': (dict(num_mixed=1), 2),
     'bce': (dict(criterion_kwargs=dict(loss_type='bce')), 2),
-    'interval': (dict(interval=3), 2),
     'beta 0': (dict(beta=0.0), 1),
     'beta 1': (dict(beta=1.0), 1),
 }
@@ -464,18 +463,6 @@ def test_one_loss_after_the_other_holds_one_set_of_activations():
     assert peak(lambda: task(batch, TARGET)['loss'].backward()) > 1.9 * alone
 
 
-def test_an_interval_leaves_the_mean_of_the_loss_unchanged(fixed_draws):
-    """K batches with clean views in one of them against K with clean views in all, of the same images."""
-    model, batch, K = create_model(norm=False), images(), 4
-    every = create_task(model, beta=0.3)(batch, TARGET)
-    task = create_task(model, beta=0.3, interval=K)
-    with_clean, *without = [task(batch, TARGET), *[task(batch[B:], TARGET) for _ in range(K - 1)]]
-    assert all('intra_loss' not in result for result in without)
-    torch.testing.assert_close(with_clean['intra_loss'], every['intra_loss'])
-    mean = (with_clean['loss'] + sum(result['loss'] for result in without)) / K
-    torch.testing.assert_close(mean, every['loss'])
-
-
 @pytest.mark.parametrize('in_parts', [False, True])
 @pytest.mark.parametrize('amp', [None, torch.bfloat16])
 def test_under_autocast(amp, in_parts):
@@ -517,8 +504,6 @@ def test_a_criterion_of_soft_targets_is_that_of_both_losses(criterion, fixed_dra
     [
         (dict(beta=1.5), r'beta must be in \[0, 1\], got 1.5'),
         (dict(num_mixed=-2), 'num_mixed must be at least 0, got -2'),
-        (dict(interval=0), 'interval must be at least 1, got 0'),
-        (dict(interval=2, beta=1.0), 'interval must be 1 with beta 1, .* got 2'),
         (dict(bank=True, gather_rows=16), 'bank and gather_rows cannot be used together'),
     ],
 )

@@ -403,6 +403,17 @@ def test_cohesion_can_be_had_or_not(run_train, flags):
     assert without == {name: value for name, value in plain.items() if name in without}  # nothing else changes
 
 
+@pytest.mark.parametrize('free', [0, 10**12])
+def test_cohesion_that_does_not_fit(run_train, monkeypatch, caplog, free):
+    """It is left out, or computed on the CPU, which a line says; the training is the same."""
+    plain = run_train('--synermix', experiment='plain').summary()[0]
+    monkeypatch.setattr('psutil.virtual_memory', lambda: Namespace(available=free))
+    run = run_train('--synermix', '--cohesion-memory', '0').summary()[0]
+    assert ('they are left out' if free == 0 else 'they stay on the CPU') in caplog.text
+    assert ('eval_cdnv' in run) == bool(free)
+    assert run == pytest.approx({name: plain[name] for name in run}, nan_ok=True)
+
+
 def test_wandb_learns_what_the_user_passed_and_no_more(wandb_run, image_folder):
     """No path of the script, of Python or of the home, and no value of the environment."""
     run = wandb_run.run

@@ -111,11 +111,11 @@ WORK_WITH_SYNERMIX = [
     '--manifold-mixup 0.2 --manifold-mixup-layers 0 blocks.1 --channels-last',
     '--synermix-singletons keep --synermix-num-mixed 2 --loss poly --opt lookahead_sgd --lr 1e-3 --model-ema '
     '--model-ema-force-cpu',
-    '--synermix-singletons bank --synermix-interval 2 --grad-accum-steps 2 --lr-base-scale sqrt --checkpoint-hist 1',
+    '--synermix-singletons bank --grad-accum-steps 2 --lr-base-scale sqrt --checkpoint-hist 1',
     '--synermix-supplement clean --mixup 0.5 --reprob 0.5 --clip-grad 0.1 --clip-mode value --sched plateau',
     '--synermix-batch fixed --cutmix 1 --mixup 0.1 --bce-loss --bce-target-thresh 0.2 --model-ema --model-ema-warmup',
     '--manifold-mixup 1 --amp --amp-dtype bfloat16 --clip-grad 0.1 --clip-mode agc --sched none',
-    '--synermix-interval 2 --mixup 0.5 --reprob 0.5 --sched-on-updates --drop 0.2 --drop-path 0.1 '
+    '--synermix-fraction 0.3 --mixup 0.5 --reprob 0.5 --sched-on-updates --drop 0.2 --drop-path 0.1 '
     '--head-init-scale 0.1 --head-init-bias -2',
     '--synermix-beta 0 --loss bce --mixup 0.2 --sched wsd --decay-epochs 1 --lr-decay-fn linear --warmup-epochs 0',
     '--synermix-beta 1 --model-dtype bfloat16 --grad-checkpointing --synchronize-step --pin-mem',
@@ -159,7 +159,7 @@ def test_the_feature_bank_is_resumed(run_train):
     assert torch.equal(other['feature0'], second['feature0'])  # it is taken over, and stays as it is when off
 
 
-@pytest.mark.parametrize('more', [[], ['--synermix-supplement', 'clean', '--synermix-interval', '2']], ids=str)
+@pytest.mark.parametrize('more', [[], ['--synermix-supplement', 'clean']], ids=str)
 def test_augmentation_splits(run_train, more):
     flags = ['--aug-splits', '2', '--jsd-loss', '--split-bn', '--resplit', '--reprob', '0.5', '--aa', 'augmix-m3-w2-d1']
     run = run_train('--synermix', *flags, '--epochs', '2', '--model-ema', *more)
@@ -405,64 +405,6 @@ def test_synermix_and_mixup_can_be_turned_off(run_train, monkeypatch):
     assert [row.split(',')[6] == '' for row in rows] == [False, True, True]
 
 
-def test_an_interval_ends_with_synermix(run_train, monkeypatch):
-    """Between the updates of an interval L_inter has the weight 1 - beta; without SynerMix it is the whole loss."""
-    seen = []
-    original = SynerMixTask._losses
-
-    def losses(self, draw):
-        result = original(self, draw)
-        seen.append(
-            (draw.clean is not None, result.get('inter_loss', 0) and (result['loss'] / result['inter_loss']).item())
-        )
-        return result
-
-    monkeypatch.setattr(SynerMixTask, '_losses', losses)
-    run_train(
-        '--synermix',
-        '--synermix-beta',
-        '0.25',
-        '--synermix-interval',
-        '2',
-        '--epochs',
-        '2',
-        '--synermix-off-epoch',
-        '1',
-    )
-    whole = pytest.approx(1)
-    assert (
-        seen
-        == [
-            (True, 0),
-            (False, pytest.approx(0.75)),
-            (False, pytest.approx(0.75)),
-            (True, 0),
-            (False, pytest.approx(0.75)),
-        ]
-        + [(False, whole)] * 3
-    )
-
-
-def test_the_loss_of_an_epoch_does_not_depend_on_where_the_interval_falls(run_train):
-    """Of 3 updates 2 have an intra-class loss in the first epoch and 1 in the second; weights stay as they are."""
-    flags = [
-        '--synermix',
-        '--synermix-interval',
-        '2',
-        '--synermix-beta',
-        '0.4',
-        '--epochs',
-        '2',
-        '--lr',
-        '0',
-        '--val-split',
-        '',
-    ]
-    for row in run_train(*flags, '--sched', 'none').summary():
-        expected = 0.4 * row['train_intra_loss'] + 0.6 * row['train_inter_loss']
-        assert row['train_loss'] == pytest.approx(expected, rel=1e-6)
-
-
 @pytest.mark.parametrize(
     'flags',
     [
@@ -585,14 +527,6 @@ BAD = {
         '--synermix-singletons bank and --synermix-gather cannot be used together',
     ),
     'repeats': (['--aug-repeats', '3', '--synermix-singletons', 'bank'], 'bank and --aug-repeats cannot be used'),
-    'interval': (
-        ['--synermix-interval', '2', '--synermix-beta', '1'],
-        '--synermix-interval must be 1 with --synermix-beta 1',
-    ),
-    'long interval': (
-        ['--synermix-interval', '4'],
-        '--synermix-interval must be at most the 3 updates of an epoch, got 4',
-    ),
     'channels': (['--in-chans', '1', '--input-size', '3', '32', '32'], 'Conflicting input channel counts'),
 }
 

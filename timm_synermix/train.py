@@ -189,7 +189,7 @@ def apply_off_epochs(run: Run, epoch: int) -> None:
     if off and loaders.create_without_clean_views is not None:
         _logger.info(f'SynerMix is off from epoch {epoch} on.')
         loaders.train = loaders.create_without_clean_views()
-        trained.task.synermix_enabled = False  # batches without clean views could be those between an interval's
+        trained.task.synermix_enabled = False
     if args.mixup_off_epoch and epoch >= args.mixup_off_epoch:
         loaders.train.mixup_enabled = False  # where the collate function mixes
         mixup_fn: Any = trained.mixup_fn

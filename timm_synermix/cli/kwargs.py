@@ -14,9 +14,7 @@ def synermix_loader_kwargs(args: argparse.Namespace) -> dict[str, Any]:
         singletons=args.synermix_singletons,
         supplement=args.synermix_supplement,
         batch=args.synermix_batch,
-        interval=args.synermix_interval,
         fraction=args.synermix_fraction,
-        batches_per_update=getattr(args, 'grad_accum_steps', 1),
         seed=args.seed,
     )
 
@@ -30,7 +28,6 @@ def synermix_task_kwargs(args: argparse.Namespace) -> dict[str, Any]:
         splits=max(1, getattr(args, 'aug_splits', 0)),
         num_mixed=args.synermix_num_mixed,
         bank=args.synermix_singletons == 'bank',
-        interval=args.synermix_interval,
         fraction=args.synermix_fraction,
         gather_rows=largest_batch(args) if gather else 0,
         seed=args.seed,

@@ -65,14 +65,6 @@ def _add_cost_args(group: argparse._ArgumentGroup) -> None:
         help='mix the classes of the batches of all processes together, not those of each by itself',
     )
     group.add_argument(
-        '--synermix-interval',
-        type=int,
-        default=1,
-        metavar='K',
-        help='compute the intra-class loss in every K-th update alone, with K times the weight: the same mean '
-        'gradient, before clipping and before what Adam makes of it, at a fraction of the cost',
-    )
-    group.add_argument(
         '--synermix-fraction',
         type=float,
         default=1.0,

@@ -16,7 +16,6 @@ from timm_synermix.utils.checks import (
     check_bank,
     check_fixed,
     check_fraction,
-    check_interval,
     check_unmixed,
 )
 
@@ -93,7 +92,6 @@ def check_synermix_flags(args: argparse.Namespace) -> None:
     fixed, clean = args.synermix_batch == 'fixed', args.synermix_supplement == 'clean'
     bank = args.synermix_singletons == 'bank'
     check_fixed(fixed, clean, ('--synermix-batch fixed', '--synermix-supplement clean'))
-    check_interval(args.synermix_interval, args.synermix_beta, ('--synermix-interval', '--synermix-beta'))
     check_fraction(
         args.synermix_fraction,
         clean,

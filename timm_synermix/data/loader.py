@@ -69,9 +69,7 @@ def create_synermix_loader(
     singletons: str = 'supplement',
     supplement: str = 'both',
     batch: str = 'grow',
-    interval: int = 1,
     fraction: float = 1.0,
-    batches_per_update: int = 1,
     clean_view: bool = True,
     seed: int = 42,
     strict: bool = False,
@@ -116,11 +114,8 @@ def create_synermix_loader(
             alone, and stand last: input is `[N + A, C, H, W]`, with an augmented view of the first A images.
         batch: 'grow' adds the second images to the batch, 'fixed' keeps every batch at batch_size, see
             `SupplementBatchSampler`.
-        interval: Only every interval-th update has clean views and second images, the input of others is
-            `[B, C, H, W]`: half as many images to make.
         fraction: Below 1, so many of the images of a batch have a clean view, two of each of some classes: input is
             `[K + N, C, H, W]`, clean views of the first K images, then augmented ones of all.
-        batches_per_update: Batches whose gradients are accumulated for an update.
         clean_view: False leaves the clean views out: input is `[B, C, H, W]`, batches and order are as with them.
         seed: Seed of the order of the images, of the supplements and of the augmentation.
         strict: Stop at the first image that cannot be read.
@@ -141,14 +136,14 @@ def create_synermix_loader(
         PrefetchLoader with use_prefetcher, then images arrive on device and normalised; else DataLoader.
 
     Raises:
-        ValueError: singletons, supplement or batch is unknown, batch_size is below 2, interval is used with a data set
+        ValueError: singletons, supplement or batch is unknown, batch_size is below 2, fraction is used with a data set
             that does not tell its labels, or an argument is not for two views; or sizes are scheduled for a streaming
             data set, for fixed batches or with splits.
     """
     transform_kwargs, splits = _of_two_views(transform_kwargs), max(1, num_aug_splits)
     sizes, schedule = take_schedule(transform_kwargs, batch_size, splits > 1 or isinstance(dataset, IterableDataset))
-    views_of = dict(interval=interval, fraction=fraction, batches_per_update=batches_per_update) if clean_view else {}
-    rules = _rules_of_batches(batch_size, singletons, supplement, batch) | views_of
+    rules = _rules_of_batches(batch_size, singletons, supplement, batch)
+    rules['fraction'] = fraction if clean_view else 1.0
     erasing: dict[str, Any] = dict(re_prob=re_prob, re_mode=re_mode, re_count=re_count, no_aug=no_aug)
     common: dict[str, Any] = dict(mean=mean, std=std, use_prefetcher=use_prefetcher)
     create_views = partial(_create_views, mode=image_mode(dataset), common=common, splits=splits)
@@ -161,7 +156,7 @@ def create_synermix_loader(
         worker_init_fn=partial(worker_init, worker_seeding=worker_seeding),
         persistent_workers=persistent_workers and num_workers > 0,
     )
-    targets = _known_targets(dataset, interval, fraction, singletons)
+    targets = _known_targets(dataset, fraction, singletons)
     if isinstance(dataset, IterableDataset):
         loader = _stream_loader(views, batch_size, **loader_kwargs)
     else:
@@ -247,15 +242,14 @@ def create_clean_transform(
     return TensorEvalTransform(clean) if TensorEvalTransform.suits(clean) else clean
 
 
-def _known_targets(dataset: Any, interval: int, fraction: float, singletons: str) -> np.ndarray | LabelSets | None:
+def _known_targets(dataset: Any, fraction: float, singletons: str) -> np.ndarray | LabelSets | None:
     """The labels, if the data set tells them; else what needs them is refused, or said not to be done."""
     targets: np.ndarray | LabelSets | None = dataset_targets(dataset)
     if targets is None:
         targets = dataset_labels(dataset)
-    for name, value in (('interval', interval), ('fraction', fraction)):
-        if targets is None and value != 1:
-            kind = type(dataset).__name__
-            raise ValueError(f'{name} must be 1 for {kind}, which does not tell its labels, got {value}.')
+    if targets is None and fraction != 1:
+        kind = type(dataset).__name__
+        raise ValueError(f'fraction must be 1 for {kind}, which does not tell its labels, got {fraction}.')
     if targets is None and singletons == 'supplement':
         _logger.warning(
             'SynerMix: %s does not tell its labels without reading its images, so a class with one image in a '

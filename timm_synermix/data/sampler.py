@@ -13,7 +13,7 @@ from torch.utils.data import Sampler
 from timm_synermix.data.draws import Views
 from timm_synermix.data.fixed_batches import fixed_batches, repeated_batches
 from timm_synermix.data.labels import LabelSets
-from timm_synermix.utils.checks import BATCH_SIZE, INTERVAL, check_fixed, check_fraction
+from timm_synermix.utils.checks import BATCH_SIZE, check_fixed, check_fraction
 from timm_synermix.utils.layout import num_clean_classes
 from timm_synermix.utils.random import seed_of
 
@@ -25,7 +25,7 @@ class BatchCost(NamedTuple):
 
     Attributes:
         size: Images of a batch, before partners.
-        partners: Images that come on top, of a batch with an intra-class loss.
+        partners: Images of a batch that come on top.
         step: Images sent through the model, as a multiple of those of a plain step.
         prior: Largest factor by which partners raise the share of a class in what is seen, at least 1.
     """
@@ -68,16 +68,12 @@ class SupplementBatchSampler(Sampler[list[Any]]):
         fraction: Below 1, so many of the images of a batch have a clean view: two of each of the classes that are drawn
             at random from those present, two classes at least. Lone ones among these alone get a partner. They come
             first in their batch; the others are `Views` that ask for the augmented view alone.
-        interval: Draw partners in every interval-th update alone, and yield the others' images as `Views` that ask for
-            the augmented view alone. Updates are counted over all epochs.
-        batches_per_update: Batches whose gradients are accumulated for an update.
         seed: Seed of the partners and of the order inside a batch, at least 0.
         rank: Distributed rank, so that ranks draw different partners.
         world_size: Ranks that the indices are dealt to here; 1 if sampler yields this rank's own.
 
     Raises:
-        ValueError: batch_size is below 2, interval or batches_per_update below 1, the sampler is empty, or fixed and
-            clean_only are used together.
+        ValueError: batch_size is below 2, the sampler is empty, or fixed and clean_only are used together.
 
     Source: SynerMix step 1 (arXiv 2403.14137). The authors' code redraws until it finds a different image, which never
     ends for a class with one.
@@ -93,15 +89,11 @@ class SupplementBatchSampler(Sampler[list[Any]]):
         clean_only: bool = False,
         fixed: bool = False,
         fraction: float = 1.0,
-        interval: int = 1,
-        batches_per_update: int = 1,
         seed: int = 42,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
         BATCH_SIZE.check('batch_size', batch_size)
-        INTERVAL.check('interval', interval)
-        INTERVAL.check('batches_per_update', batches_per_update)
         if len(sampler) == 0:
             raise ValueError('sampler must have at least one index, got an empty one.')
         check_fixed(fixed, clean_only)
@@ -112,8 +104,6 @@ class SupplementBatchSampler(Sampler[list[Any]]):
         self.clean_only = clean_only
         self.fixed = fixed
         self.fraction = fraction
-        self.interval = interval
-        self.batches_per_update = batches_per_update
         self.seed = seed
         self.rank, self.world_size = rank, world_size
         self.labels = targets if isinstance(targets, LabelSets) else None
@@ -155,29 +145,22 @@ class SupplementBatchSampler(Sampler[list[Any]]):
             if self.world_size > 1:
                 indices = np.resize(indices, self._length * self.world_size)[self.rank :: self.world_size]
             batches = self._batches(indices, generator)
-        for number, batch in enumerate(batches):
-            yield self._items(batch, number, generator)
+        for batch in batches:
+            yield self._items(batch, generator)
 
-    def _items(self, batch: list[Any], number: int, generator: np.random.Generator) -> list[Any]:
+    def _items(self, batch: list[Any], generator: np.random.Generator) -> list[Any]:
         """A batch with the views that are wanted."""
-        if not self._has_clean_views(number):
-            return [Views(index, clean=False) for index in batch]
         return batch if self.fraction == 1 else self._sliced(np.array(batch), generator)
-
-    def _has_clean_views(self, number: int) -> bool:
-        """Whether a batch of the epoch is of an update with an intra-class loss."""
-        updates_per_epoch = -(-len(self) // self.batches_per_update)
-        return (self.epoch * updates_per_epoch + number // self.batches_per_update) % self.interval == 0
 
     def _batches(self, indices: np.ndarray, generator: np.random.Generator) -> Iterator[list[Any]]:
         pairs = len(indices) // 2
         cuts = [2 * -(-k * pairs // len(self)) for k in range(1, len(self))]
-        for number, batch in enumerate(np.split(indices, cuts)):
-            yield self._completed(batch, number, generator)
+        for batch in np.split(indices, cuts):
+            yield self._completed(batch, generator)
 
-    def _completed(self, batch: np.ndarray, number: int, generator: np.random.Generator) -> list[Any]:
+    def _completed(self, batch: np.ndarray, generator: np.random.Generator) -> list[Any]:
         """A batch of the epoch with its partners, in random order."""
-        supplement = self.supplement and self.fraction == 1 and self._has_clean_views(number)
+        supplement = self.supplement and self.fraction == 1
         partners = self._partners_for(batch, generator) if supplement else batch[:0]
         clean_only = [Views(index, augmented=False) for index in partners.tolist()] if self.clean_only else []
         if not self.clean_only:
@@ -217,10 +200,6 @@ class SupplementBatchSampler(Sampler[list[Any]]):
         else:
             limit = self.batch_size + self.batch_size % 2
             images, size = fixed_batches(indices, num_batches=count * ranks, limit=limit, **common)
-            if self.interval > 1:  # no image needs a partner in the batches between
-                between = ~np.array([self._has_clean_views(number) for number in range(count)])
-                mixed = np.repeat(np.repeat(between, ranks), size)
-                images[mixed] = shared.permutation(images[mixed])
             own = slice(self.rank if ranks > 1 else 0, None, ranks)
             first, size = (np.cumsum(size) - size)[own], size[own]
         for begin, length in zip(first.tolist(), size.tolist(), strict=True):
@@ -253,12 +232,10 @@ class SupplementBatchSampler(Sampler[list[Any]]):
     def cost(self) -> BatchCost:
         """What the batches of this rank cost, counted in the first ones of the epoch."""
         plain = self._length / len(self)
-        counted = islice(self, _COUNTED * self.interval * self.batches_per_update)
-        batches = [batch for number, batch in enumerate(counted) if self._has_clean_views(number)]
+        batches = list(islice(self, _COUNTED))
         views = [item if isinstance(item, Views) else Views(item) for batch in batches for item in batch]
-        sent = sum(view.clean + view.augmented for view in views) / max(len(batches), 1)
-        extra = len(views) / max(len(batches), 1) - plain if batches else 0.0
-        step = (sent + (self.interval - 1) * plain) / (self.interval * plain) if batches else 1.0
+        step = sum(view.clean + view.augmented for view in views) / len(batches) / plain
+        extra = len(views) / len(batches) - plain
         if not self.supplement or self.fixed or self.clean_only or self.labels is not None:
             return BatchCost(plain, extra, step, 1.0)
         # A class of the share p has B p images, and D p (1 - p)^(D - 1) partners for D different images in a batch.
@@ -266,4 +243,6 @@ class SupplementBatchSampler(Sampler[list[Any]]):
         different = len(set(batch))
         rarest = self._size[self._size > 1].min(initial=len(self.targets)) / len(self.targets)
         partners = different / len(batch) * (1 - rarest) ** (different - 1)
+        if self.fraction < 1:  # of the classes that are drawn alone
+            partners *= min(1.0, num_clean_classes(self.fraction, len(batch)) / len(np.unique(self.targets[batch])))
         return BatchCost(plain, extra, step, max(1.0, (1 + partners) / (1 + extra / plain)))

@@ -86,8 +86,7 @@ class ScheduledSupplementSampler(SupplementBatchSampler):
 
     def __iter__(self) -> Iterator[list[Any]]:
         generator = np.random.default_rng([self.seed, self.epoch, self.rank])
-        for number, batch in enumerate(self.scheduled):
+        for batch in self.scheduled:
             size = batch[0][1]
-            items = self._completed(np.array([index for index, _ in batch]), number, generator)
-            items = self._items(items, number, generator)
+            items = self._items(self._completed(np.array([index for index, _ in batch]), generator), generator)
             yield [item._replace(size=size) if isinstance(item, Views) else (item, size) for item in items]

@@ -128,7 +128,7 @@ def start_place(
     """The flags, and where the run starts, with the state of a checkpoint loaded if it goes on from one.
 
     Raises:
-        ValueError: The checkpoint is of another run, or the flags want an epoch or an interval that there is not.
+        ValueError: The checkpoint is of another run, or the flags want an epoch that there is not.
     """
     place = Place(updates_per_epoch=-(-len(loaders.train) // args.grad_accum_steps))
     if point is not None:
@@ -138,9 +138,6 @@ def start_place(
         place.start_epoch, place.start_batch = point.place
     if args.start_epoch is not None:
         place.start_epoch, place.start_batch = args.start_epoch, 0
-    if args.synermix and args.synermix_interval > place.updates_per_epoch:
-        message = f'--synermix-interval must be at most the {place.updates_per_epoch} updates of an epoch'
-        raise ValueError(f'{message}, got {args.synermix_interval}')
     if point is not None and place.start_batch:
         place.resumed_losses = point.state['ranks'][args.rank]['losses']
     return args, place

@@ -22,7 +22,7 @@ from torch.utils.data import IterableDataset
 from timm_synermix.data.sample_dataset import warn_of_skipped
 from timm_synermix.engine.progress import TrainProgress
 from timm_synermix.engine.run import Run, save_in_epoch
-from timm_synermix.task.synermix import loss_parts, mean_losses
+from timm_synermix.task.synermix import loss_parts
 from timm_synermix.utils.random import seed_everything, seed_of
 
 
@@ -216,4 +216,4 @@ def num_skipped_images(run: Run, epoch: int) -> int:
 def epoch_losses(run: Run) -> dict[str, float]:
     """The mean losses of an epoch; every process must call it."""
     assert run.place.meter is not None
-    return mean_losses(run.trained.task, run.place.meter.reduce())
+    return run.place.meter.reduce()

@@ -31,7 +31,7 @@ class LossMeter:
         self.accelerator = accelerator
         self._sums: dict[str, Tensor] = {}
         self._last: dict[str, Tensor] = {}
-        self._counts: dict[str, int] = {}  # images, of each: an interval leaves L_intra out of most batches
+        self._counts: dict[str, int] = {}  # images, of each: a batch may have no L_intra
         # float64 keeps a long epoch's sum exact; Apple's GPUs have none
         self._dtype = torch.float32 if accelerator.device.type == 'mps' else torch.float64
 

@@ -56,7 +56,7 @@ def write_run_report(run: Run, reported: ReportedEpoch) -> None:
     )
     folder = os.path.join(saver.checkpoint_dir, 'report')
     loaders = run.loaders
-    set_epoch(loaders.train, 0)  # whose first batch has clean views, also with --synermix-interval
+    set_epoch(loaders.train, 0)
     layout = getattr(run.trained.task, 'layout', EACH_TWICE)
     examples = example_images(loaders.train, run.trained.mixup_fn, loaders.data_config, layout)
     data = data_name(run.args, run.args.val_split)

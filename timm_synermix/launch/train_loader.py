@@ -92,7 +92,7 @@ class TrainLoader(WrappedLoader):
 
 
 class _Means:
-    """Means over images; an interval leaves the intra-class loss out of most batches."""
+    """Means over images."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}

@@ -25,7 +25,6 @@ from timm_synermix.utils.checks import (
     NUM_MIXED,
     POSITIVE_FRACTION,
     check_bank,
-    check_interval,
     check_unmixed,
 )
 from timm_synermix.utils.layout import Layout
@@ -75,9 +74,6 @@ class SynerMixTask(ClassificationTask):
         num_mixed: Images interpolated per class (the paper's P), 0 for all in the batch.
         bank: For a class with one image in the batch, mix that with a recent feature of the class, see `FeatureBank`.
             Copies of an image, as of repeated augmentation, count as images.
-        interval: Expect clean views in every interval-th update alone, and weight their loss by interval, so that the
-            mean gradient is unchanged: a departure from the paper that saves most of the cost. Clipping, and optimizers
-            that normalise gradients, do see the larger weight.
         fraction: Below 1, expect clean views of some images alone, see `SupplementBatchSampler`: L_intra is then the
             mean over their classes.
         gather_rows: Mix the classes of the batches of all ranks together: the paper's mini-batch is then the global
@@ -90,7 +86,7 @@ class SynerMixTask(ClassificationTask):
         device, dtype, verbose: As in timm.
 
     Raises:
-        ValueError: beta, num_mixed or interval is out of range, the model has no classifier, or bank and gather_rows
+        ValueError: beta, num_mixed or fraction is out of range, the model has no classifier, or bank and gather_rows
             come together, or inter_task and a mixer of hidden activations, or splits and mixup_fn.
 
     Source: SynerMix (arXiv 2403.14137), steps 2 to 4. The authors' code loops over the classes on the host and leaves
@@ -111,7 +107,6 @@ class SynerMixTask(ClassificationTask):
         splits: int = 1,
         num_mixed: int = 0,
         bank: bool = False,
-        interval: int = 1,
         fraction: float = 1.0,
         gather_rows: int = 0,
         classifier: str | Sequence[str] | None = None,
@@ -124,7 +119,6 @@ class SynerMixTask(ClassificationTask):
         beta = (0.1 if mixup_fn is not None else 0.5) if beta is None else beta
         BETA.check('beta', beta)
         NUM_MIXED.check('num_mixed', num_mixed)
-        check_interval(interval, beta)
         POSITIVE_FRACTION.check('fraction', fraction)
         check_bank(bank, bool(gather_rows))
         MIX.check('mix', mix)
@@ -145,7 +139,7 @@ class SynerMixTask(ClassificationTask):
         self.inter_task: Any = inter_task
         trainable = None if inter_task is None else take_trainable(inter_task)
         self.trainable_module: Any = SynerMixModule(model, trainable, classifier, gather_rows, mixup_fn)
-        self.mixup_fn, self.beta, self.interval = mixup_fn, beta, interval
+        self.mixup_fn, self.beta = mixup_fn, beta
         self.mix, self.num_mixed = mix, num_mixed
         self.layout = Layout(splits, some=fraction < 1)
         self.gather_rows = gather_rows
@@ -257,8 +251,8 @@ class SynerMixTask(ClassificationTask):
         num_clean = self.layout.num_clean(len(input), len(target))
         clean, augmented = input[:num_clean], input[num_clean:]
         beta = self.beta
-        if not self.synermix_enabled or (not num_clean and self.interval == 1):
-            beta = 0.0  # L_inter alone; between the updates of an interval it keeps its weight
+        if not self.synermix_enabled or not num_clean:
+            beta = 0.0  # L_inter alone
         with_clean = beta > 0.0 and num_clean > 0
 
         clean_target = target[:num_clean]
@@ -325,7 +319,7 @@ class SynerMixTask(ClassificationTask):
         intra_loss, inter_loss = losses.get('intra_loss', 0.0), losses.get('inter_loss', 0.0)
         return {
             'output': output,  # type: ignore[dict-item]  # there is one loss at least
-            'loss': synermix_loss(self.interval * intra_loss, inter_loss, draw.beta),
+            'loss': synermix_loss(intra_loss, inter_loss, draw.beta),
             **{name: loss.detach() for name, loss in losses.items()},
         }
 
@@ -374,15 +368,3 @@ def loss_parts(task: Any, input: Tensor, target: Tensor) -> list[Callable[[], di
     """The losses of a batch as steps of their own: a task's `parts` if it has them, or timm's one loss."""
     parts = getattr(task, 'parts', None)
     return [partial(task, input, target)] if parts is None else parts(input, target)
-
-
-def mean_losses(task: Any, losses: dict[str, float]) -> dict[str, float]:
-    """The means of an epoch, with the total of the means of its parts where a task has them.
-
-    With an interval some epochs have an update with an intra-class loss more than others, and the mean of their totals
-    would say so.
-    """
-    if getattr(task, 'interval', 1) > 1 and {'intra_loss', 'inter_loss'} <= losses.keys():
-        total = synermix_loss(losses['intra_loss'], losses['inter_loss'], task.beta)
-        return {**losses, 'loss': float(total)}
-    return losses

@@ -42,7 +42,6 @@ class OneOf(tuple[str, ...]):
 FRACTION = Range(0, 1)
 BETA = FRACTION
 NUM_MIXED = Range(0)  # 0 for all
-INTERVAL = Range(1)
 POSITIVE_FRACTION = Range(0, 1, above=True)
 BATCH_SIZE = Range(2)  # with room for two images of a class
 
@@ -51,13 +50,6 @@ MIX = OneOf(('features', 'none'))  # what L_intra is of: mixed features, or the 
 SINGLETONS = OneOf(('supplement', 'keep', 'bank'))
 SUPPLEMENT = OneOf(('both', 'clean'))
 BATCH = OneOf(('grow', 'fixed'))
-
-
-def check_interval(interval: int, beta: float | None, names: tuple[str, str] = ('interval', 'beta')) -> None:
-    """Raise ValueError unless interval is positive, and 1 where beta leaves no other loss for the updates between."""
-    INTERVAL.check(names[0], interval)
-    if interval > 1 and beta == 1:
-        raise ValueError(f'{names[0]} must be 1 with {names[1]} 1, or updates between have no loss, got {interval}')
 
 
 def check_fraction(
