@@ -4,6 +4,7 @@ import enum
 import io
 import ntpath
 import os
+import pickle
 import runpy
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, SMALL, TrainResult, assert_same_run
+from torch.utils.data import DataLoader
 
 from timm_synermix import entry
 from timm_synermix.data import dataset_factory
@@ -173,6 +175,32 @@ def test_workers_are_forked_where_nothing_else_is_asked_for(given, method):
     """
     shown = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == method
+
+
+TO_WORKERS = [
+    '--synermix --aa rand-m9 --reprob 0.2',
+    '--synermix --aug-splits 3 --in-memory',
+    '--synermix --synermix-fraction 0.5 --crop-padding 4 --cutout 8',
+    '--synermix --train-img-sizes 32 48 --aug-repeats 2',
+    '--mixup 0.2 --no-prefetcher',
+]
+
+
+@pytest.mark.parametrize('flags', TO_WORKERS)
+def test_what_workers_need_can_be_sent_to_them(run_train, monkeypatch, flags):
+    """Where they are not forked, everything goes through pickle."""
+    sent, init = [], DataLoader.__init__
+
+    def keep(self, *args, **kwargs):
+        init(self, *args, **kwargs)
+        sent.append(self)
+
+    monkeypatch.setattr(DataLoader, '__init__', keep)
+    run_train(*flags.split())
+    assert sent
+    for loader in sent:
+        whole = pickle.loads(pickle.dumps((loader.dataset, loader.collate_fn, loader.worker_init_fn)))
+        assert len(whole[0]) == len(loader.dataset)
 
 
 OF_SYSTEM = f"""
