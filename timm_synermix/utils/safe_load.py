@@ -50,7 +50,7 @@ def _refusal(path: str, error: UnpicklingError) -> str:
     """What is in a pickle that torch refuses to load."""
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except (ValueError, RuntimeError, AttributeError):  # of the format before 2020, or before torch 2.6
+    except (ValueError, RuntimeError):  # of the format before 2020
         names = [a or b for a, b in re.findall(r'GLOBAL ([\w.]+)|Unsupported global: ([\w.]+)', str(error))]
     if not names:
         return 'it is not a file of weights, or a damaged one'
