@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from timm_synermix import create_synermix_loader
 from timm_synermix.data.dataset import ReadableImages
+from timm_synermix.data.jitter import jitter_by_numpy
 from timm_synermix.data.loader import create_clean_transform
 from timm_synermix.data.memory import MemoryDataset
 from timm_synermix.data.on_device import Augmentation, OnDeviceLoader, hold
@@ -24,7 +25,7 @@ from timm_synermix.data.sample_dataset import SampleDataset
 
 # images on disk, their size, the size they are trained at, batch
 CASES = [('32 px', 32, 32, 128), ('480 px', 480, 224, 16), ('2000 px', 2000, 224, 16)]
-NUM_IMAGES = {32: 2048, 480: 320, 2000: 64}
+NUM_IMAGES = {32: 1024, 480: 96, 2000: 32}
 
 
 def rows(device: torch.device, quick: bool, data_dir: str | None, workers: int) -> list[Row]:
@@ -119,7 +120,10 @@ def two_view_loader(root: Path, *args: Any) -> Any:
 
 def one_view_loader(root: Path, *args: Any) -> Any:
     """timm's loader of the images as train.py reads them, without --synermix too."""
-    return create_loader(ReadableImages(some_images(root)), is_training=True, **common(*args))
+    images = ReadableImages(some_images(root))
+    loader = create_loader(images, is_training=True, **common(*args))
+    images.transform = jitter_by_numpy(images.transform)
+    return loader
 
 
 def naive_loader(root: Path, size: int, batch_size: int, workers: int, device: torch.device) -> Any:

@@ -15,6 +15,7 @@ from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torchvision import transforms
 
+from timm_synermix.data import loader as loader_module
 from timm_synermix.data.augment_ops import mend_augmentation
 from timm_synermix.data.dataset import ReadableImages, TwoViewDataset, UnreadableImage
 from timm_synermix.data.dataset_factory import create_dataset
@@ -183,12 +184,18 @@ def test_what_comes_after_the_crop_is_done():
     assert transform_pixels(lambda image: image, 'no pixels') == 'no pixels'
 
 
+@pytest.mark.parametrize('strategy', [None, 'file_descriptor', 'file_system'])
 @pytest.mark.parametrize('dtype', [torch.uint8, torch.float32])
-def test_stack(dtype):
+def test_stack(monkeypatch, dtype, strategy):
+    """In the main process, and in a worker with torch's ways to share memory."""
+    monkeypatch.setattr(loader_module, 'get_worker_info', lambda: strategy)
+    monkeypatch.setattr(loader_module, 'get_sharing_strategy', lambda: strategy)
     images = [torch.randint(0, 255, (5, 6, 3)).to(dtype).permute(2, 0, 1)[:, 1:4] for _ in range(3)]
+    images.append(images[0].contiguous())
     stacked = stack(images)
     assert torch.equal(stacked, torch.stack(images))
     assert stacked.is_contiguous()
+    assert stacked.is_shared() == (strategy == 'file_descriptor' and dtype == torch.uint8)
 
 
 @pytest.fixture
