@@ -8,6 +8,7 @@ import torch
 from conftest import SMALL
 
 import train
+from timm_synermix.data.jitter import JitterToTensor
 from timm_synermix.engine import train_loader
 
 
@@ -73,6 +74,12 @@ def test_small_image_augmentation(build):
         (crop,) = (step for step in steps if type(step).__name__ == 'RandomCrop')
         (cutout,) = (step for step in steps if type(step).__name__ == 'Cutout')
         assert (crop.padding, cutout.length) == (2, 8)
+
+
+@pytest.mark.parametrize('flags', [[], ['--synermix'], ['--crop-padding', '2'], ['--synermix', '--cutout', '2']])
+def test_jitter_is_by_numpy(build, flags):
+    transform = build(*flags).loaders.train.dataset.dataset.transform
+    assert isinstance(getattr(transform, 'augmented', transform).transforms[-1], JitterToTensor)
 
 
 MODEL = {

@@ -336,7 +336,7 @@ def stack(images: list[Tensor]) -> Tensor:
     storage = torch.UntypedStorage._new_shared(len(images) * size)
     file, _ = storage._share_fd_cpu_()
     for number, image in enumerate(images):
-        os.pwrite(file, np.ascontiguousarray(image.numpy()), number * size)
+        os.pwrite(file, np.ascontiguousarray(image.numpy()).data, number * size)
     return first.new_empty(0).set_(storage).view(len(images), *first.shape)
 
 
