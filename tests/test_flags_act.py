@@ -76,7 +76,7 @@ def test_small_image_augmentation(build):
         assert (crop.padding, cutout.length) == (2, 8)
 
 
-@pytest.mark.parametrize('flags', [[], ['--synermix'], ['--crop-padding', '2'], ['--synermix', '--cutout', '2']])
+@pytest.mark.parametrize('flags', [[], ['--synermix'], ['--crop-padding', '2'], ['--synermix', '--crop-padding', '2']])
 def test_jitter_is_by_numpy(build, flags):
     transform = build(*flags).loaders.train.dataset.dataset.transform
     assert isinstance(getattr(transform, 'augmented', transform).transforms[-1], JitterToTensor)
