@@ -235,7 +235,7 @@ class SupplementBatchSampler(Sampler[list[Any]]):
         batches = list(islice(self, _COUNTED))
         views = [item if isinstance(item, Views) else Views(item) for batch in batches for item in batch]
         step = sum(view.clean + view.augmented for view in views) / len(batches) / plain
-        extra = len(views) / len(batches) - plain
+        extra = max(0.0, len(views) / len(batches) - plain)  # the first batches may be the smaller ones
         if not self.supplement or self.fixed or self.clean_only or self.labels is not None:
             return BatchCost(plain, extra, step, 1.0)
         # A class of the share p has B p images, and D p (1 - p)^(D - 1) partners for D different images in a batch.
