@@ -1,5 +1,8 @@
 """What a run of train.py says where it cannot start or go on: one line, and how to go on."""
 
+import errno
+import os
+
 import pytest
 import timm
 import torch
@@ -7,6 +10,7 @@ import torch
 import train
 from timm_synermix.engine.checkpoint import RunSaver
 from timm_synermix.engine.resume_point import ResumePoint
+from timm_synermix.utils.distributed import lost_worker, lost_worker_reason
 from timm_synermix.utils.safe_load import load_content
 
 LOST = 'DataLoader worker (pid 9) is killed by signal: Killed. '
@@ -99,6 +103,38 @@ def test_a_loader_worker_that_is_killed(run_train, monkeypatch, caplog, tmp_path
     assert f'The last good checkpoint is {tmp_path}/run/last.pth.tar. To go on: python train.py' in said
     assert 'Cannot save' not in caplog.text
     assert not [path for path in (tmp_path / 'run').iterdir() if 'tmp' in path.name]
+
+
+@pytest.mark.parametrize('how', ['none', 'half'])
+def test_no_room_in_shared_memory(run_train, monkeypatch, caplog, how):
+    """Where batches are written to, as in a container of 64 MB."""
+
+    def full(file, data, offset):
+        if how == 'half':
+            return len(data) // 2
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+    monkeypatch.setattr(os, 'pwrite', full)
+    with pytest.raises(SystemExit) as error:
+        run_train('--synermix', '-j', '1')
+    assert error.value.code == 1
+    said = caplog.text.splitlines()[-1]
+    assert 'Stopped: A loader worker found no room in shared memory (/dev/shm): fewer --workers or a smaller' in said
+    assert 'To go on: ' in said or 'No checkpoint' in said
+
+
+@pytest.mark.parametrize(
+    ('message', 'lost'),
+    [
+        (LOST, True),
+        (f"{LOST}It is possible that dataloader's workers are out of shared memory. Please try to raise it.", True),
+        ('DataLoader worker (pid(s) 7, 9) exited unexpectedly', True),
+        ('Caught RuntimeError in DataLoader worker process 0.\nTraceback ...\nRuntimeError: of a transform', False),
+    ],
+)
+def test_what_is_a_lost_worker(message, lost):
+    assert lost_worker(RuntimeError(message)) == lost
+    assert ('--shm-size' in lost_worker_reason(RuntimeError(message))) == ('shared memory' in message)
 
 
 def test_outputs_keep_their_classes(run_train, tmp_path, capsys):

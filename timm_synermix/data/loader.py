@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from collections.abc import Sequence
@@ -44,6 +45,7 @@ from timm_synermix.data.transforms import (
     add_small_image_augmentation,
 )
 from timm_synermix.utils.checks import BATCH, BATCH_SIZE, SINGLETONS, SUPPLEMENT, check_fixed
+from timm_synermix.utils.distributed import NO_SHARED_MEMORY
 from timm_synermix.utils.layout import Layout
 from timm_synermix.utils.timm_private import worker_init
 
@@ -336,8 +338,24 @@ def stack(images: list[Tensor]) -> Tensor:
     storage = torch.UntypedStorage._new_shared(len(images) * size)
     file, _ = storage._share_fd_cpu_()
     for number, image in enumerate(images):
-        os.pwrite(file, np.ascontiguousarray(image.numpy()).data, number * size)
+        write_whole(file, np.ascontiguousarray(image.numpy()).data, number * size)
     return first.new_empty(0).set_(storage).view(len(images), *first.shape)
+
+
+def write_whole(file: int, data: memoryview, offset: int) -> None:
+    """Write bytes into shared memory.
+
+    Raises:
+        RuntimeError: There is no room.
+    """
+    try:
+        written = os.pwrite(file, data, offset)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        written = 0
+    if written < data.nbytes:
+        raise RuntimeError(NO_SHARED_MEMORY)
 
 
 def two_view_collate(batch: list[tuple[tuple[Tensor | None, ...], int]], splits: int = 1) -> tuple[Tensor, Tensor]:

@@ -65,13 +65,23 @@ def lost_process(error: RuntimeError) -> bool:
     )
 
 
+NO_SHARED_MEMORY = 'A loader worker found no room in shared memory (/dev/shm)'
+
+
 def lost_worker(error: BaseException) -> bool:
-    """Whether an error says that a worker of a loader was killed; torch raises it wherever the process is just then."""
-    return 'DataLoader worker' in str(error)
+    """Whether an error says that a worker of a loader was killed, or had no room in shared memory.
+
+    The former torch raises wherever the process is just then; what a worker itself raises is another thing.
+    """
+    return 'DataLoader worker (pid' in str(error) or NO_SHARED_MEMORY in str(error)
 
 
 def lost_worker_reason(error: BaseException) -> str:
     """What to tell a user of it, in one line."""
+    if 'shared memory' in str(error):
+        return (
+            f'{NO_SHARED_MEMORY}: fewer --workers or a smaller --batch-size need less; in Docker --shm-size gives more'
+        )
     reason = str(error).strip().splitlines()[-1].partition('. ')[0].rstrip('. ')
     return f'{reason}, as the system does when memory runs out: fewer --workers need less'
 
