@@ -196,6 +196,8 @@ def test_stack(monkeypatch, dtype, strategy):
     assert torch.equal(stacked, torch.stack(images))
     assert stacked.is_contiguous()
     assert stacked.is_shared() == (strategy == 'file_descriptor' and dtype == torch.uint8)
+    with pytest.raises((ValueError, RuntimeError), match=r'same shape|equal size'):
+        stack([*images, images[0][:, :2]])
 
 
 @pytest.fixture

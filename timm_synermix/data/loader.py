@@ -332,7 +332,8 @@ def stack(images: list[Tensor]) -> Tensor:
     if first.dtype != torch.uint8:
         stacked: Tensor = default_collate(images)
         return stacked
-    if get_worker_info() is None or get_sharing_strategy() != 'file_descriptor':
+    unequal = any(image.shape != first.shape or image.dtype != first.dtype for image in images)  # numpy says so
+    if unequal or get_worker_info() is None or get_sharing_strategy() != 'file_descriptor':
         return torch.from_numpy(np.stack([image.numpy() for image in images]))
     size = first.numel()
     storage = torch.UntypedStorage._new_shared(len(images) * size)
