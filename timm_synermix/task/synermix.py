@@ -250,10 +250,8 @@ class SynerMixTask(ClassificationTask):
         """The views of a batch, mixed between classes, and how to mix the features within them."""
         num_clean = self.layout.num_clean(len(input), len(target))
         clean, augmented = input[:num_clean], input[num_clean:]
-        beta = self.beta
-        if not self.synermix_enabled or not num_clean:
-            beta = 0.0  # L_inter alone
-        with_clean = beta > 0.0 and num_clean > 0
+        beta = self.beta if self.synermix_enabled and num_clean else 0.0  # 0: L_inter alone
+        with_clean = beta > 0.0
 
         clean_target = target[:num_clean]
         row, weight, row_target, bank, labels = target, target, target, None, None
