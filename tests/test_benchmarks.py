@@ -328,16 +328,16 @@ def test_the_grids_have_flags_of_train_py(path):
 
 
 @pytest.mark.parametrize(
-    ('device', 'amx', 'expected'),
+    ('device', 'native', 'expected'),
     [
         ('cpu', True, {'amp': False, 'amp_dtype': 'bfloat16', 'channels_last': True, 'lr': 1}),
         ('cpu', False, {'amp': False, 'lr': 1}),
         ('cuda', True, {'amp': False, 'lr': 1}),
     ],
 )
-def test_bfloat16_where_the_cpu_computes_in_it(tmp_path, monkeypatch, device, amx, expected):
+def test_bfloat16_where_the_cpu_computes_in_it(tmp_path, monkeypatch, device, native, expected):
     """Unless the grid says otherwise."""
-    monkeypatch.setattr(torch.cpu, '_is_amx_tile_supported', lambda: amx)
+    monkeypatch.setattr(torch.cpu, '_is_avx512_bf16_supported', lambda: native)
     (tmp_path / 'grid.yaml').write_text(yaml.safe_dump({'train': {'amp': False}, 'runs': {'a': {'lr': 1}}}))
     assert reproduce.Grid(tmp_path / 'grid.yaml', device).flags['a'] == expected
 
