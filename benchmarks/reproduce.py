@@ -12,11 +12,12 @@ DIR is an image folder with train/ and validation/, or a tar file of one. What f
     classes: 20, images_per_class: 250      # a part of the data, if wanted; the latter in train/ and in validation/
     validate_on_rest: true                  # the other training images of these classes join validation/
     mean_of_last: 5                         # results are the mean of so many evaluations, instead of the last alone
-    against: {name: name, ...}              # which run is compared with which, seed by seed
+    against: {name: [name, ...], ...}       # which run is compared with which others, seed by seed
 
 Started again it goes on: a run that is complete is not repeated, one that was stopped is resumed. OUTPUT/GRID/ has
-results.md, results.png and results.json, of the end of each run, not of its best epoch. On a CPU that multiplies bfloat16
-(AMX, AVX512-BF16) runs are in bfloat16 and channels_last, unless the grid says otherwise.
+results.md, results.png, of what is compared gains.png, and results.json, of the end of each run, not of its best epoch.
+On a CPU that multiplies bfloat16 (AMX, AVX512-BF16) runs are in bfloat16 and channels_last, unless the grid says
+otherwise.
 """
 
 import argparse
@@ -36,12 +37,13 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from tables import draw, paired_table, table
+from tables import draw, draw_gains, paired_table, table
 
 from timm_synermix.utils.files import replacing
 
@@ -65,7 +67,7 @@ class Grid:
             raise ValueError(f"{path} must be a mapping with 'train' and 'runs'")
         self.part = {key: self.content.get(key) for key in ('classes', 'images_per_class', 'validate_on_rest')}
         self.mean_of_last = self.content.get('mean_of_last', 1)
-        self.against: dict[str, str] = self.content.get('against') or {}
+        self.against: dict[str, list[str]] = self.content.get('against') or {}
         self.flags: dict[str, dict[str, Any]] = {}
         common = {**native_precision(device), **self.content['train']}
         for setting, setting_flags in (self.content.get('settings') or {'': {}}).items():
@@ -76,7 +78,7 @@ class Grid:
                 if slug(name) in map(slug, self.flags) or '/' in name:
                     raise ValueError(f'{path}: the files of a run are named {slug(name)}, which must be one of a kind')
                 self.flags[name] = {**common, **flags, **setting_flags}
-        if unknown := {*self.against, *self.against.values()} - self.flags.keys():
+        if unknown := {*self.against, *chain(*self.against.values())} - self.flags.keys():
             raise ValueError(f'{path}: against names {", ".join(sorted(unknown))}, which is none of its runs')
 
 
@@ -88,16 +90,18 @@ class Driver:
         args: Flags of the driver.
 
     Raises:
-        ValueError: There are results of other flags or data.
+        ValueError: There are results of other flags or data, or --runs names one that is not in the grid.
     """
 
     def __init__(self, grid: Grid, args: argparse.Namespace) -> None:
+        if unknown := {*(args.runs or [])} - grid.flags.keys():
+            raise ValueError(f'--runs must be of the grid, got {", ".join(sorted(unknown))}')
         self.grid, self.args = grid, args
         self.data: Path | None = None  # the images, if the grid's data set does not have them
         self.folder = args.output / args.grid.stem
         self.started = time.time()
         self.end = math.inf if args.budget_minutes is None else self.started + 60 * args.budget_minutes
-        self.items = [(name, seed) for seed in args.seeds for name in grid.flags]
+        self.items = [(name, seed) for seed in args.seeds for name in args.runs or grid.flags]
         self.results: dict[tuple[str, int], dict[str, Any]] = {}
         self.left_out: list[str] = []
         self.running: set[subprocess.Popen] = set()
@@ -233,6 +237,8 @@ class Driver:
         (self.folder / 'results.md').write_text(f'{about}\n\n{text}')
         if results:
             draw(names, results, self.folder / 'results.png')
+        if differences:
+            draw_gains(self.grid.against, results, self.folder / 'gains.png')
         print(text)
 
     def about(self) -> str:
@@ -249,6 +255,7 @@ def main() -> None:
     parser.add_argument('--data-dir', type=Path, help='image folder with train/ and validation/, or a tar file of it')
     parser.add_argument('--output', type=Path, default=ROOT / 'output' / 'reproduce', help='where the runs go')
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2], help='seeds of each run')
+    parser.add_argument('--runs', nargs='+', metavar='NAME', help='runs to train; all of the grid by default')
     parser.add_argument('--jobs', type=int, default=1, help='runs at once; they share the cores, or the GPU')
     parser.add_argument('--budget-minutes', type=float, help='stop after this time; says what is left out')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu', help='cpu or cuda')

@@ -1,5 +1,6 @@
 """The results of a grid as a table and as a picture."""
 
+import math
 import statistics
 from pathlib import Path
 from typing import Any
@@ -34,24 +35,41 @@ def table(names: list[str], results: list[dict[str, Any]], columns: dict[str, st
     return '\n'.join(lines) + '\n'
 
 
-def paired_table(against: dict[str, str], results: list[dict[str, Any]], columns: dict[str, str] = COLUMNS) -> str:
-    """Differences of runs from others, with Student's 95 % intervals over the seeds that both have; '' for none."""
+def pairs_of(name: str, other: str, column: str, results: list[dict[str, Any]]) -> list[tuple[float, float]]:
+    """A column of the results of two runs, of each seed that both have."""
+    values = {(result['run'], result['seed']): result[column] for result in results if column in result}
+    return [
+        (value, values[other, seed]) for (run, seed), value in values.items() if run == name and (other, seed) in values
+    ]
+
+
+def gain(name: str, other: str, column: str, results: list[dict[str, Any]]) -> tuple[float, float]:
+    """Mean difference of two runs over their seeds, half of its Student's 95 % interval; nan for too few of them."""
     from scipy.stats import t  # slow to import
 
-    values = {(result['run'], result['seed']): result for result in results}
+    gains = [one - two for one, two in pairs_of(name, other, column, results)]
+    if len(gains) < 2:
+        return (gains[0] if gains else math.nan), math.nan
+    half = float(t.ppf(0.975, len(gains) - 1)) * statistics.stdev(gains) / len(gains) ** 0.5
+    return statistics.mean(gains), half
+
+
+def paired_table(
+    against: dict[str, list[str]], results: list[dict[str, Any]], columns: dict[str, str] = COLUMNS
+) -> str:
+    """Differences of runs from others, see `gain`; '' for none."""
     lines = ['| difference | seeds | ' + ' | '.join(columns.values()) + ' |', '| --- ' * (len(columns) + 2) + '|']
-    for name, other in against.items():
-        seeds = [seed for run, seed in values if run == name and (other, seed) in values]
-        cells = [f'{name} - {other}', str(len(seeds))]
+    for name, other in compared(against):
+        cells = [f'{name} - {other}', str(len(pairs_of(name, other, 'eval_top1', results)))]
         for column in columns:
-            pairs = [(values[name, seed].get(column), values[other, seed].get(column)) for seed in seeds]
-            gains = [one - two for one, two in pairs if one is not None and two is not None]
-            interval = ''
-            if len(gains) > 1:
-                interval = f' ± {t.ppf(0.975, len(gains) - 1) * statistics.stdev(gains) / len(gains) ** 0.5:.2g}'
-            cells.append(f'{statistics.mean(gains):+.3g}{interval}' if gains else '-')
+            mean, half = gain(name, other, column, results)
+            cells.append('-' if math.isnan(mean) else f'{mean:+.3g}' + ('' if math.isnan(half) else f' ± {half:.2g}'))
         lines.append('| ' + ' | '.join(cells) + ' |')
     return '\n'.join(lines) + '\n' if against else ''
+
+
+def compared(against: dict[str, list[str]]) -> list[tuple[str, str]]:
+    return [(name, other) for name, others in against.items() for other in others]
 
 
 def draw(names: list[str], results: list[dict[str, Any]], path: Path) -> None:
@@ -73,6 +91,28 @@ def draw(names: list[str], results: list[dict[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
+def draw_gains(against: dict[str, list[str]], results: list[dict[str, Any]], path: Path) -> None:
+    """What each run gains over another in accuracy and cohesion, with its 95 % interval, against what it costs.
+
+    The cost is the time of the one in times of the other, a mean over the seeds.
+    """
+    from matplotlib.figure import Figure
+
+    pairs = [pair for pair in compared(against) if pairs_of(*pair, 'seconds', results)]
+    columns = {'eval_top1': 'gain in top-1, points', 'eval_cosine_cohesion': 'gain in cosine cohesion'}
+    figure = Figure(figsize=(11, 5.5), layout='constrained')
+    for axes, (column, title) in zip(figure.subplots(1, 2), columns.items(), strict=True):
+        axes.axhline(0, color='black', linewidth=0.8)
+        for number, pair in enumerate(pairs):
+            mean, half = gain(*pair, column, results)
+            cost = statistics.mean(one / two for one, two in pairs_of(*pair, 'seconds', results))
+            look = dict(fmt='osD^vPX'[number // 10], color=f'C{number % 10}', capsize=3, label=' - '.join(pair))
+            axes.errorbar(cost, mean, None if math.isnan(half) else half, **look)
+        finish(axes, title, xlabel='time, in times of what it is compared with')
+    legend_below(figure, axes, columns=3)
+    figure.savefig(path, dpi=120)
+
+
 def finish(axes: Any, title: str, xlabel: str = '', grid: str = 'both') -> None:
     """The look that the panels of all pictures share."""
     axes.set_title(title, fontsize=10)
@@ -81,6 +121,8 @@ def finish(axes: Any, title: str, xlabel: str = '', grid: str = 'both') -> None:
     axes.spines[['top', 'right']].set_visible(False)
 
 
-def legend_below(figure: Any, axes: Any) -> None:
+def legend_below(figure: Any, axes: Any, columns: int = 4) -> None:
     """What the lines of a panel, and so of all, stand for."""
-    figure.legend(*axes.get_legend_handles_labels(), loc='outside lower center', ncols=4, fontsize=9, frameon=False)
+    figure.legend(
+        *axes.get_legend_handles_labels(), loc='outside lower center', ncols=columns, fontsize=9, frameon=False
+    )

@@ -108,6 +108,11 @@ def test_a_grid_is_trained_once(grid, image_folder):
     assert f'| none | 1 | {results[0]["eval_top1"]:.4g} |' in text
     weights = folder / 'none-1' / 'last.pth.tar'
     written = weights.stat().st_mtime_ns
+    with pytest.raises(subprocess.CalledProcessError) as error:
+        run_grid(grid, image_folder, '--runs', 'none', 'some')
+    assert '--runs must be of the grid, got some' in error.value.stderr
+    text = run_grid(grid, image_folder, '--seeds', '2', '--budget-minutes', '0', '--runs', 'none')
+    assert 'Left out (start again to go on): none, seed 2.' in text
     (folder / 'synermix-fixed-1.json').unlink()  # as if it was killed when all but this was done
     text = run_grid(grid, image_folder, '--budget-minutes', '0')
     assert 'Left out (start again to go on): SynerMix, fixed, seed 1.' in text
@@ -389,12 +394,38 @@ def test_paired_differences_have_student_s_interval():
     """Of the seeds that both runs have; scipy's own interval is the oracle."""
     top1 = {'a': {0: 40.0, 1: 42.0, 2: 41.5, 3: 90.0}, 'b': {0: 39.0, 1: 41.5, 2: 39.0, 7: 1.0}}
     results = [{'run': run, 'seed': s, 'eval_top1': v} for run, seeds in top1.items() for s, v in seeds.items()]
-    row = tables.paired_table({'a': 'b'}, results).splitlines()[2]
+    row = tables.paired_table({'a': ['b']}, results).splitlines()[2]
     test = scipy.stats.ttest_rel([40.0, 42.0, 41.5], [39.0, 41.5, 39.0])
     half = (test.confidence_interval().high - test.confidence_interval().low) / 2
     assert row.startswith(f'| a - b | 3 | +1.33 ± {half:.2g} | - |')
     assert tables.paired_table({}, results) == ''
-    assert '| a - b | 1 | +1 | - |' in tables.paired_table({'a': 'b'}, [results[0], results[4]])
+    assert '| a - b | 1 | +1 | - |' in tables.paired_table({'a': ['b']}, [results[0], results[4]])
+
+
+def test_gains_are_drawn_against_what_they_cost(tmp_path, monkeypatch):
+    """A point for each comparison that has seeds in common: its time, its gain, and half of its interval."""
+    points = {}
+    monkeypatch.setattr(
+        Axes, 'errorbar', lambda self, x, y, half, label, **_: points.setdefault(label, []).append((x, y, half))
+    )
+    values = [
+        ('a', 0, 42.0, 20.0),
+        ('a', 1, 44.0, 33.0),
+        ('b', 0, 41.0, 10.0),
+        ('b', 1, 41.0, 11.0),
+        ('c', 1, 43.0, 33.0),
+    ]
+    results = [
+        dict(run=run, seed=seed, eval_top1=top1, eval_cosine_cohesion=top1 / 100, seconds=seconds)
+        for run, seed, top1, seconds in values
+    ]
+    tables.draw_gains({'a': ['b', 'c'], 'c': ['none']}, results, tmp_path / 'gains.png')
+    half = pytest.approx(scipy.stats.t.ppf(0.975, 1) * 2**0.5 / 2**0.5)
+    assert points['a - b'][0] == (2.5, 2.0, half)
+    assert points['a - b'][1][1] == pytest.approx(0.02)
+    assert points['a - c'][0] == (1.0, 1.0, None)
+    assert len(points) == 2
+    assert Image.open(tmp_path / 'gains.png').width > 500
 
 
 def test_the_rest_of_the_training_images_joins_validation(tmp_path):
