@@ -13,6 +13,7 @@ from itertools import islice
 import matplotlib
 import numpy as np
 import pytest
+import scipy.stats
 import timm
 import torch
 from conftest import ROOT
@@ -434,15 +435,15 @@ COLUMNS = {
 }
 
 
-def tables_of_runs():
-    """The tables of trainings in the documents: page, name of the results, and rows by column.
+def tables_of(first):
+    """The tables of trainings in the documents, by their first column: page, name of the results, and rows by column.
 
     The command above a table, in the same section, names the results: those of a grid, of downstream.py, or of
     `make reproduce`, whose grid is `methods`.
     """
     for page in PAGES:
         for section in re.split(r'^#+ ', text_of(page), flags=re.MULTILINE):
-            for table in re.finditer(r'^\| (run \|.*) \|\n\|[- |]+\|\n((?:\|.*\n)+)', section, re.MULTILINE):
+            for table in re.finditer(rf'^\| ({first} \|.*) \|\n\|[- |]+\|\n((?:\|.*\n)+)', section, re.MULTILINE):
                 above = section[: table.start()]
                 command = re.findall(
                     r'^ {4}.*(?:grids/(\w+)\.yaml|benchmarks/(downstream)|make reproduce DATA)', above, re.M
@@ -452,7 +453,7 @@ def tables_of_runs():
                 yield page, ''.join(command[-1]) or 'methods' if command else None, rows
 
 
-TABLES = list(tables_of_runs())
+TABLES, DIFFERENCES = list(tables_of('run')), list(tables_of('difference'))
 
 
 def test_the_tables_of_trainings_are_found():
@@ -475,6 +476,23 @@ def test_a_table_is_that_of_the_runs(page, name, rows):
                 assert float(written) == pytest.approx(value, abs=0.5001 * 10**-decimals), (row['run'], column)
                 compared += 1
     assert compared >= len(rows)
+
+
+@pytest.mark.parametrize(('page', 'name', 'rows'), DIFFERENCES, ids=[f'{page}-{name}' for page, name, _ in DIFFERENCES])
+def test_a_difference_is_that_of_the_runs(page, name, rows):
+    """Seed by seed; after ± half of Student's 95 % interval, as scipy has it."""
+    results = results_of(name)
+    for row in rows:
+        one, two = ({r['seed']: r for r in results[run]} for run in row['difference'].split(' - '))
+        seeds = sorted(one.keys() & two.keys())
+        assert int(row['seeds']) == len(seeds)
+        for column in COLUMNS.keys() & row.keys():
+            values = [[run[seed][COLUMNS[column]] for seed in seeds] for run in (one, two)]
+            interval = scipy.stats.ttest_rel(*values).confidence_interval()
+            expected = (interval.high + interval.low) / 2, (interval.high - interval.low) / 2
+            for written, value in zip(row[column].split(' ± '), expected, strict=True):
+                decimals = len(written.partition('.')[2])
+                assert float(written) == pytest.approx(value, abs=0.5001 * 10**-decimals), (row['difference'], column)
 
 
 def test_the_gains_are_those_measured():
