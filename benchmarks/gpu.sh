@@ -5,8 +5,8 @@
 #   benchmarks/gpu.sh [DATA_DIR]                       # the images of tin100.yaml, a folder or tar file of one
 #   DEVICE=cpu BENCH='--quick --sections operator' GRID=benchmarks/grids/digits.yaml MORE='--epochs 1' benchmarks/gpu.sh
 #
-# PYTHON, OUT, DEVICE, JOBS, MINUTES (of the grid), MORE (flags of every training), and TESTS, BENCH, GRID (arguments of
-# pytest, of bench.py, the grid) may be set.
+# PYTHON, OUT, DEVICE, JOBS, MINUTES (of the grid), MORE (flags of every training, here 10 epochs: the grid's rows of more
+# epochs are then like the others), and TESTS, BENCH, GRID (arguments of pytest, of bench.py, the grid) may be set.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3} OUT=${OUT:-output/gpu} DEVICE=${DEVICE:-cuda} JOBS=${JOBS:-4} MINUTES=${MINUTES:-4}

@@ -72,7 +72,7 @@ def table(group: argparse._ArgumentGroup) -> str:
 
 def default(action: argparse.Action) -> str:
     """What a flag is that is not given, as it would be given."""
-    if action.nargs == 0:
+    if action.nargs == 0 and action.default is not None:
         return 'on' if action.default else 'off'
     value = action.default
     text = ' '.join(f'{item:g}' for item in value) if isinstance(value, list) else str(value)

@@ -391,6 +391,14 @@ def test_an_image_is_augmented_anew_in_every_epoch_and_place(image_folder):
     assert not any(torch.equal(first, other) for other in others)
 
 
+@pytest.mark.parametrize('kwargs', [dict(fraction=0.5), dict(supplement='clean')])
+def test_without_clean_views_there_are_no_second_images_that_have_nothing_else(image_folder, kwargs):
+    for _ in range(2):
+        _, loader = load(image_folder, clean_view=False, **kwargs)
+        assert sum(len(y) for x, y in loader) == 19
+        assert all(len(x) == len(y) <= 8 for x, y in loader)
+
+
 def test_without_clean_views_the_batches_are_the_same(image_folder):
     _, loader = load(image_folder, no_aug=True, interpolation='bilinear')
     expected = [(x[len(y) :], y) for x, y in loader]

@@ -134,6 +134,23 @@ def test_losses_are_those_of_the_script_edited_by_hand(script, flags, run):
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
 
 
+OWN_CREATE_LOADER = """
+from timm.data import create_loader as timm_loader
+def create_loader(data, is_training=False, **kwargs):
+    return timm_loader(data, is_training=is_training, **kwargs)
+
+
+def main"""
+
+
+@both
+def test_a_loader_of_the_script_s_own_around_timm_s(script, run):
+    """Its arguments are its own business: timm's loader, inside, is the one that is changed."""
+    flags = ['--synermix', '--no-eval', '--epochs', '1']
+    text = edited(script, ('\ndef main', OWN_CREATE_LOADER))
+    assert run(script, *flags, text=text, experiment='own').steps() == run(script, *flags).steps()
+
+
 @pytest.mark.slow
 @both
 def test_without_a_flag_the_script_is_what_it_was(script, run):
@@ -228,6 +245,7 @@ def refusal(run, capsys, tmp_path):
         (['--synermix-mix', 'none', '--synermix-num-mixed', '2'], '--synermix-num-mixed says how to mix'),
         (['--synermix-off-epoch', '-1'], '--synermix-off-epoch must be at least 0, got -1'),
         (['-b', '1'], 'batch_size must be at least 2'),
+        (['--synermix-singletons', 'bank', '--aug-repeats', '3'], 'bank and --aug-repeats cannot be used together'),
         (['--model', 'test_vit', '--torchscript'], '--synermix and --torchscript cannot be used together'),
         (['--kd-model-name', 'resnet50'], '--synermix and --kd-model-name cannot be used together'),
     ],

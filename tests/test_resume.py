@@ -26,8 +26,6 @@ VARIANTS = {
         '0.5',
         '--reprob',
         '0.5',
-        '--reprob',
-        '0.5',
         '--drop-path',
         '0.3',
         '--model-ema',

@@ -176,17 +176,24 @@ def test_what_a_step_costs_is_counted(repeats):
     cost = SupplementBatchSampler(order, targets, 128).cost()
     lone = 128 * 0.999**127 if not repeats else 128 / 3 * 0.999 ** (128 / 3 - 1)
     assert cost.partners == pytest.approx(lone, abs=2)
-    assert cost.step == pytest.approx(2 * (1 + lone / 128), abs=0.04)
+    assert cost.step(0.1) == pytest.approx(2 * (1 + lone / 128), abs=0.04)
     fixed = SupplementBatchSampler(order, targets, 128, fixed=True).cost()
-    assert fixed == pytest.approx((128, 0, 2, 1), abs=0.4)
-    assert fixed.step == pytest.approx(2, abs=1e-9 if repeats else 0.01)
+    assert fixed == pytest.approx((128, 0, 128, 128, 1), abs=0.4)
+    assert fixed.step(0.1) == pytest.approx(2, abs=1e-9 if repeats else 0.01)
     assert fixed.partners >= 0
 
 
 @pytest.mark.parametrize(('kwargs', 'step'), [(dict(clean_only=True), 2.28), (dict(fraction=0.125), 1.16)])
 def test_what_a_step_of_cheaper_batches_costs(kwargs, step):
     cost = create(np.repeat(np.arange(100), 50), 128, **kwargs).cost()
-    assert cost.step == pytest.approx(step, abs=0.03)
+    assert cost.step(0.1) == pytest.approx(step, abs=0.03)
+
+
+@pytest.mark.parametrize(('beta', 'rows', 'step'), [(0, 1, 1), (1, 1, 1), (0.5, 3, 4 / 3), (0.1, 2, 1.5)])
+def test_what_a_step_of_other_recipes_costs(beta, rows, step):
+    """No clean views, clean ones alone, three splits, RegMixup."""
+    cost = create(np.repeat(np.arange(100), 50), 128, fixed=True).cost()
+    assert cost.step(beta, rows) == pytest.approx(step, abs=0.01)
 
 
 @pytest.mark.parametrize(('repeats', 'fraction', 'least'), [(0, 1, 1.4), (3, 1, 1.05), (0, 0.5, 1.1), (0, 0.125, 1)])

@@ -732,6 +732,7 @@ def test_a_diverged_run_is_measured_and_saved(run_train):
     [
         (['--synermix', '--mixup', '1', '--mixup-off-epoch', '1', '--epochs', '2'], ['clean', 'augmented', 'mixed']),
         (['--mixup', '1'], ['mixed']),
+        (['--mixup', '1', '--regmixup'], ['augmented', 'mixed']),
         (['--no-prefetcher'], ['augmented']),
     ],
 )

@@ -266,11 +266,11 @@ _TIMM = {
     'experiment': Rule(resume='free'),
     'checkpoint_hist': Rule(_FROM_1, resume='free'),
     'recovery_interval': Rule(_FROM_0, resume='free'),
-    'save_epochs': Rule(_FROM_1, resume='free'),
+    'save_epochs': Rule(_FROM_1),  # with plateau an evaluation is a step of the schedule
     'save_images': Rule(resume='free'),
     'log_interval': Rule(_FROM_1, resume='free'),
     'log_freq': Rule(_FROM_1),
-    'val_interval': Rule(_FROM_1, resume='free'),
+    'val_interval': Rule(_FROM_1),
     'eval_metric': Rule(),
     'tta': Rule(Range(0, 1), resume='free'),
     'log_wandb': Rule(resume='free'),

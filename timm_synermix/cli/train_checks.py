@@ -11,13 +11,7 @@ from timm_synermix.cli.checks import check_amp, check_compile, check_dataset, na
 from timm_synermix.cli.kwargs import mixup_active
 from timm_synermix.cli.loss import check_loss, check_task
 from timm_synermix.cli.rules import check_values, flag
-from timm_synermix.utils.checks import (
-    BATCH_SIZE,
-    check_bank,
-    check_fixed,
-    check_fraction,
-    check_unmixed,
-)
+from timm_synermix.utils.checks import BATCH_SIZE, check_bank, check_fixed, check_fraction, check_unmixed
 
 _logger = logging.getLogger(__name__)
 
@@ -79,8 +73,6 @@ def _check_synermix_args(args: argparse.Namespace) -> None:
     check_synermix_flags(args)
     if args.synermix_beta == 1:  # there is no augmented forward
         _exclude('--synermix-beta 1', {'--kd-model-name': args.kd_model_name, '--split-bn': args.split_bn})
-    if args.synermix_singletons == 'bank' and args.aug_repeats:
-        raise ValueError('--synermix-singletons bank and --aug-repeats cannot be used together: copies are no partners')
 
 
 def check_synermix_flags(args: argparse.Namespace) -> None:
@@ -99,6 +91,8 @@ def check_synermix_flags(args: argparse.Namespace) -> None:
         ('--synermix-fraction', '--synermix-supplement clean', '--task multilabel'),
     )
     check_bank(bank, args.synermix_gather, ('--synermix-singletons bank', '--synermix-gather'))
+    if bank and getattr(args, 'aug_repeats', 0):
+        raise ValueError('--synermix-singletons bank and --aug-repeats cannot be used together: copies are no partners')
     others = {
         '--synermix-num-mixed': args.synermix_num_mixed,
         '--synermix-gather': args.synermix_gather,
@@ -123,7 +117,7 @@ def _check_cohesion_args(args: argparse.Namespace) -> None:
         raise ValueError('--report shows the cohesion of validation images, and needs --val-split and no --no-cohesion')
     for other, value in {'--torchscript': args.torchscript, '--task multilabel': args.task == 'multilabel'}.items():
         if args.cohesion and value:
-            raise ValueError(f'--cohesion and {other} cannot be used together')
+            raise ValueError(f'{"--report" if args.report else "--cohesion"} and {other} cannot be used together')
 
 
 def _check_manifold_mixup_args(args: argparse.Namespace) -> None:

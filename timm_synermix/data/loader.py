@@ -119,7 +119,8 @@ def create_synermix_loader(
             `SupplementBatchSampler`.
         fraction: Below 1, so many of the images of a batch have a clean view, two of each of some classes: input is
             `[K + N, C, H, W]`, clean views of the first K images, then augmented ones of all.
-        clean_view: False leaves the clean views out: input is `[B, C, H, W]`, batches and order are as with them.
+        clean_view: False leaves the clean views out: input is `[B, C, H, W]`, batches and order are as with them, but
+            for a fraction, and for second images that have the clean view alone: there are none of either.
         seed: Seed of the order of the images, of the supplements and of the augmentation.
         strict: Stop at the first image that cannot be read.
         num_aug_repeats: Repeated augmentation, through timm's sampler.
@@ -140,13 +141,14 @@ def create_synermix_loader(
 
     Raises:
         ValueError: singletons, supplement or batch is unknown, batch_size is below 2, fraction is used with a data set
-            that does not tell its labels, or an argument is not for two views; or sizes are scheduled for a streaming
-            data set, for fixed batches or with splits.
+            that does not tell its labels, or an argument is not for two views; supplement 'clean' comes with fixed
+            batches or a fraction; or sizes are scheduled for a streaming data set, for fixed batches or with splits.
     """
     transform_kwargs, splits = _of_two_views(transform_kwargs), max(1, num_aug_splits)
     sizes, schedule = take_schedule(transform_kwargs, batch_size, splits > 1 or isinstance(dataset, IterableDataset))
     rules = _rules_of_batches(batch_size, singletons, supplement, batch)
     rules['fraction'] = fraction if clean_view else 1.0
+    rules['supplement'] &= clean_view or (fraction == 1 and supplement == 'both')
     erasing: dict[str, Any] = dict(re_prob=re_prob, re_mode=re_mode, re_count=re_count, no_aug=no_aug)
     common: dict[str, Any] = dict(mean=mean, std=std, use_prefetcher=use_prefetcher)
     create_views = partial(_create_views, mode=image_mode(dataset), common=common, splits=splits)

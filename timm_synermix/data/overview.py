@@ -11,7 +11,7 @@ from PIL import Image
 
 from timm_synermix.data.classes import class_names, dataset_targets, num_classes_of, some
 from timm_synermix.data.image_folder import FolderReader, Walk, endings_text
-from timm_synermix.data.sampler import SupplementBatchSampler
+from timm_synermix.data.sampler import BatchCost, SupplementBatchSampler
 
 _logger = logging.getLogger(__name__)
 
@@ -84,18 +84,21 @@ def _folder_warnings(reader: FolderReader) -> list[str]:
     return warnings
 
 
-def log_cost(sampler: Any) -> None:
+def log_cost(sampler: Any, beta: float, rows: int) -> None:
     """Say what a step with SynerMix costs, and what second images do to the classes.
 
     Args:
         sampler: A `SupplementBatchSampler`; nothing is said of another.
+        beta, rows: See `BatchCost.step`.
     """
     if not isinstance(sampler, SupplementBatchSampler):
         return
     cost = sampler.cost()
     more = f'{cost.partners:.1f} second images per batch of {cost.size:.0f} (+{100 * cost.partners / cost.size:.0f} %)'
-    hint = '; --synermix-batch fixed makes it 2' if cost.step > 3 else ''
-    _logger.info(f'SynerMix: about {more}, a step sends {cost.step:.2f} times the images of a plain step{hint}')
+    step, fixed = cost.step(beta, rows), BatchCost(1, 0, 1, 1, 1).step(beta, rows)
+    can_be_fixed = type(sampler) is SupplementBatchSampler and sampler.labels is None
+    hint = f'; --synermix-batch fixed makes it {fixed:g}' if can_be_fixed and step > 1.5 * fixed else ''
+    _logger.info(f'SynerMix: about {more}, a step sends {step:.2f} times the images of a plain step{hint}')
     if cost.prior > 1.2:
         _logger.info(
             f'SynerMix: second images show the rarest classes up to {cost.prior:.1f} times as often as the data do; '

@@ -26,14 +26,24 @@ class BatchCost(NamedTuple):
     Attributes:
         size: Images of a batch, before partners.
         partners: Images of a batch that come on top.
-        step: Images sent through the model, as a multiple of those of a plain step.
+        clean, augmented: Views of a batch.
         prior: Largest factor by which partners raise the share of a class in what is seen, at least 1.
     """
 
     size: float
     partners: float
-    step: float
+    clean: float
+    augmented: float
     prior: float
+
+    def step(self, beta: float, rows: int = 1) -> float:
+        """Images sent through the model, as a multiple of those of a plain step.
+
+        Args:
+            beta: Weight of the intra-class loss: at 0 there is no clean forward, at 1 no augmented one.
+            rows: Images that the recipe makes of one view: splits, or two of RegMixup.
+        """
+        return (self.clean * (beta > 0) / rows + self.augmented * (beta < 1)) / self.size
 
 
 class SupplementBatchSampler(Sampler[list[Any]]):
@@ -73,7 +83,8 @@ class SupplementBatchSampler(Sampler[list[Any]]):
         world_size: Ranks that the indices are dealt to here; 1 if sampler yields this rank's own.
 
     Raises:
-        ValueError: batch_size is below 2, the sampler is empty, or fixed and clean_only are used together.
+        ValueError: batch_size is below 2, fraction is not above 0 and at most 1, or the sampler is empty; fixed comes
+            with clean_only or with several labels, or a fraction with either.
 
     Source: SynerMix step 1 (arXiv 2403.14137). The authors' code redraws until it finds a different image, which never
     ends for a class with one.
@@ -234,10 +245,12 @@ class SupplementBatchSampler(Sampler[list[Any]]):
         plain = self._length / len(self)
         batches = list(islice(self, _COUNTED))
         views = [item if isinstance(item, Views) else Views(item) for batch in batches for item in batch]
-        step = sum(view.clean + view.augmented for view in views) / len(batches) / plain
+        clean, augmented = (
+            sum(kind) / len(batches) for kind in zip(*((v.clean, v.augmented) for v in views), strict=True)
+        )
         extra = max(0.0, len(views) / len(batches) - plain)  # the first batches may be the smaller ones
         if not self.supplement or self.fixed or self.clean_only or self.labels is not None:
-            return BatchCost(plain, extra, step, 1.0)
+            return BatchCost(plain, extra, clean, augmented, 1.0)
         # A class of the share p has B p images, and D p (1 - p)^(D - 1) partners for D different images in a batch.
         batch = list(islice(self.sampler, round(plain) * self.world_size))[:: self.world_size]
         different = len(set(batch))
@@ -245,4 +258,4 @@ class SupplementBatchSampler(Sampler[list[Any]]):
         partners = different / len(batch) * (1 - rarest) ** (different - 1)
         if self.fraction < 1:  # of the classes that are drawn alone
             partners *= min(1.0, num_clean_classes(self.fraction, len(batch)) / len(np.unique(self.targets[batch])))
-        return BatchCost(plain, extra, step, max(1.0, (1 + partners) / (1 + extra / plain)))
+        return BatchCost(plain, extra, clean, augmented, max(1.0, (1 + partners) / (1 + extra / plain)))

@@ -64,8 +64,8 @@ class TensorEvalTransform:
     """timm's evaluation transform, with torch's resize of uint8 tensors: some four times as fast as Pillow's.
 
     The pixels are those of torchvision's resize of tensors (but for rounding, on CPUs without AVX2). Photographs differ
-    from timm's by rounding alone, by at most 2 of 255. What is neither
-    `Pixels` nor an RGB or grey PIL image goes through timm's.
+    from timm's by rounding alone, by at most 2 of 255. What is neither `Pixels` nor an RGB or grey PIL image goes
+    through timm's.
 
     Args:
         transform: timm's evaluation transform, one that suits: it begins with a bilinear or bicubic `Resize` of the

@@ -263,7 +263,8 @@ def log_start(run: Run) -> None:
         _logger.info(f'SynerMix: beta {task.beta}, images mixed per class {mixed}, {args.synermix_batch} batches')
         if task.bank is not None:
             log_bank(task.bank, args.world_size)
-        log_cost(getattr(run.loaders.train.batch_sampler, 'batch_sampler', None))
+        rows = task.layout.splits * (2 if args.regmixup else 1)
+        log_cost(getattr(run.loaders.train.batch_sampler, 'batch_sampler', None), task.beta, rows)
     unit = 'epoch' if run.trained.scheduler is None or run.trained.scheduler.t_in_epochs else 'update'
     _logger.info(f'Epochs: {place.num_epochs}, learning rate stepped per {unit}. Output: {output_folder(args)}')
 

@@ -31,7 +31,7 @@ class LossMeter:
         self.accelerator = accelerator
         self._sums: dict[str, Tensor] = {}
         self._last: dict[str, Tensor] = {}
-        self._counts: dict[str, int] = {}  # images, of each: a batch may have no L_intra
+        self._count = 0  # images
         # float64 keeps a long epoch's sum exact; Apple's GPUs have none
         self._dtype = torch.float32 if accelerator.device.type == 'mps' else torch.float64
 
@@ -40,7 +40,7 @@ class LossMeter:
         self._last = {name: value.detach() for name, value in result.items() if value.ndim == 0}
         for name, value in self._last.items():
             self._sums[name] = self._sums.get(name, 0.0) + value.to(self._dtype) * count
-            self._counts[name] = self._counts.get(name, 0) + count
+        self._count += count
 
     def last(self) -> dict[str, float]:
         """The scalars of the last batch on this process."""
@@ -48,27 +48,27 @@ class LossMeter:
 
     def mean(self) -> dict[str, float]:
         """The means so far on this process."""
-        return {name: value.item() / self._counts[name] for name, value in self._sums.items()}
+        return {name: value.item() / self._count for name, value in self._sums.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """The sums so far on this process, for a checkpoint."""
-        return {'sums': {name: value.item() for name, value in self._sums.items()}, 'counts': self._counts}
+        return {'sums': {name: value.item() for name, value in self._sums.items()}, 'count': self._count}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over the sums of a checkpoint."""
         device = self.accelerator.device
         self._sums = {name: torch.tensor(v, dtype=self._dtype, device=device) for name, v in state['sums'].items()}
-        self._counts = state['counts'] if 'counts' in state else dict.fromkeys(state['sums'], state['count'])
+        self._count = state['count']
 
     def reduce(self) -> dict[str, float]:
         """The means so far over all processes; every process must call it."""
         names = list(self._sums)
         if not names:  # every update was left out
             return {'loss': math.nan}
-        counts = torch.tensor([self._counts[name] for name in names], device=self.accelerator.device, dtype=self._dtype)
-        totals = torch.stack([torch.stack([self._sums[name] for name in names]), counts])
-        sums, all_counts = self.accelerator.reduce(totals, reduction='sum').tolist()
-        return {name: value / count for name, value, count in zip(names, sums, all_counts, strict=True)}
+        count = torch.tensor(self._count, device=self.accelerator.device, dtype=self._dtype)
+        totals = torch.stack([*(self._sums[name] for name in names), count])
+        *sums, all_images = self.accelerator.reduce(totals, reduction='sum').tolist()
+        return {name: value / all_images for name, value in zip(names, sums, strict=True)}
 
 
 class TrainProgress:

@@ -118,8 +118,8 @@ def write_outcome_report(folder: str, outcomes: list[Outcome]) -> str:
 def create_examples(outcome: Outcome, count: int = 8) -> dict[str, Tensor] | None:
     """Images of an outcome's data set as in `example_images`, augmented and mixed as its training run did.
 
-    What the run does not tell is timm's default, with a MixUp of 0.2.
-    None for a stream, and for images that TensorFlow decodes.
+    What the run does not tell is timm's default, with a MixUp of 0.2. None for a stream, and for images that TensorFlow
+    decodes.
     """
     from timm_synermix.report import example_images  # slow to import
 

@@ -15,7 +15,7 @@ from timm_synermix.utils.files import FolderLock
 from timm_synermix.utils.safe_load import LOAD_ERRORS, check_finite, check_whole, load_content
 
 # Of what a checkpoint holds beside timm's, and of the order and the draws of the epoch that it is in the middle of.
-FORMAT = 3
+FORMAT = 4
 
 
 class NewerFormat(ValueError):

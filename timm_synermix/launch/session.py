@@ -103,19 +103,20 @@ class Session:
     def create_loader(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """timm's loader for evaluation, watched, or that of two views for training."""
         signature = inspect.signature(original)
-        arguments = {'device': signature.parameters['device'].default, **signature.bind(*args, **kwargs).arguments}
+        arguments = signature.bind(*args, **kwargs).arguments
         if not arguments.get('is_training', False):
             loader = original(*args, **kwargs)
             return loader if self.evaluation is None else self.evaluation.loader(loader)
-        if self.training is None:
+        own = not {'input_size', 'batch_size', 'device'} <= signature.parameters.keys()  # timm's is inside, or none
+        if self.training is None or own:
             return original(*args, **kwargs)
-        return self.training.create_loader(original, arguments)
+        return self.training.create_loader(original, {'device': signature.parameters['device'].default, **arguments})
 
     def update_summary(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """A row of summary.csv, and of W&B, with both losses and cohesion."""
         call = inspect.signature(original).bind(*args, **kwargs)
         values = call.arguments
-        if self.training is not None and self.training.loader is not None:
+        if self.training is not None and self.training.loader is not None and 'train_metrics' in values:
             values['train_metrics'] = {**values['train_metrics'], **self.training.loader.epoch_losses}
         if self.evaluation is not None and values.get('eval_metrics'):
             values['eval_metrics'] = {**values['eval_metrics'], **self.evaluation.metrics}

@@ -56,6 +56,7 @@ class TrainLoader(WrappedLoader):
         epoch = self._next_epoch()
         self._training.begin(epoch, len(self))
         means = _Means()
+        self.epoch_losses = dict.fromkeys(self.epoch_losses, math.nan)  # until its end: the loop may leave before
         for batch, (input, target) in enumerate(self._loader):
             yield self._training.hand_out(input, target)
             losses = self._training.losses()

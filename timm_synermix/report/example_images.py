@@ -38,7 +38,7 @@ def example_images(
     if mixup_fn is not None and target.ndim == 1:
         enabled = getattr(mixup_fn, 'mixup_enabled', True)
         mixup_fn.mixup_enabled = True  # type: ignore[attr-defined]
-        examples['mixed'] = mixup_fn(input, target)[0]
+        examples['mixed'] = mixup_fn(input, target)[0][-len(input) :]  # RegMixup has the unmixed ones before them
         mixup_fn.mixup_enabled = enabled  # type: ignore[attr-defined]
     mean, std = (torch.tensor(data_config[name]).view(-1, 1, 1) for name in ('mean', 'std'))
     return {name: (images[:count].float().cpu() * std + mean).clamp(0, 1) for name, images in examples.items()}

@@ -68,17 +68,19 @@ class SynerMixForward:
     Args:
         model: The model to train; its forward is wrapped.
         mixup_fn: See `SynerMixTask`. The loader calls it: the loop must not mix.
-        kwargs: Other arguments of `SynerMixTask`, but criterion.
+        kwargs: Other arguments of `SynerMixTask`, but criterion and inter_task.
 
     Attributes:
         task: The task whose losses these are; its `synermix_enabled` and `mixup_fn` work as there.
         losses: 'loss', 'intra_loss' and 'inter_loss' of the last batch, detached.
 
     Raises:
-        ValueError: See `SynerMixTask`.
+        ValueError: inter_task is given, or see `SynerMixTask`.
     """
 
     def __init__(self, model: nn.Module, *, mixup_fn: Mixer | None = None, **kwargs: Any) -> None:
+        if kwargs.get('inter_task') is not None:
+            raise ValueError("inter_task must be None: the loop's own loss is L_inter.")
         self.model = model
         self.task = SynerMixTask(model, nn.CrossEntropyLoss(), mixup_fn=mixup_fn, **{'verbose': False, **kwargs})
         self.losses: dict[str, Tensor] = {}

@@ -19,14 +19,7 @@ from timm_synermix.task.gather import gather_rows, mean_over_ranks, share_weight
 from timm_synermix.task.mixup import Mixer
 from timm_synermix.task.module import SynerMixModule, take_trainable
 from timm_synermix.task.multi_label import LabelMix, draw_label_mix, label_mean_loss, unmixed_labels
-from timm_synermix.utils.checks import (
-    BETA,
-    MIX,
-    NUM_MIXED,
-    POSITIVE_FRACTION,
-    check_bank,
-    check_unmixed,
-)
+from timm_synermix.utils.checks import BETA, MIX, NUM_MIXED, POSITIVE_FRACTION, check_bank, check_unmixed
 from timm_synermix.utils.layout import Layout
 from timm_synermix.utils.random import seed_of
 
@@ -86,8 +79,10 @@ class SynerMixTask(ClassificationTask):
         device, dtype, verbose: As in timm.
 
     Raises:
-        ValueError: beta, num_mixed or fraction is out of range, the model has no classifier, or bank and gather_rows
-            come together, or inter_task and a mixer of hidden activations, or splits and mixup_fn.
+        ValueError: beta, num_mixed or fraction is out of range, mix is unknown, or the model has no classifier; or what
+            excludes each other comes together: bank and gather_rows, either of them and several labels, mix 'none' and
+            how to mix (num_mixed, bank, gather_rows), inter_task and a mixer of hidden activations, splits and
+            mixup_fn.
 
     Source: SynerMix (arXiv 2403.14137), steps 2 to 4. The authors' code loops over the classes on the host and leaves
     L_intra out of the loss it logs.
