@@ -94,7 +94,7 @@ def draw(names: list[str], results: list[dict[str, Any]], path: Path) -> None:
 def draw_gains(against: dict[str, list[str]], results: list[dict[str, Any]], path: Path) -> None:
     """What each run gains over another in accuracy and cohesion, with its 95 % interval, against what it costs.
 
-    The cost is the time of the one in times of the other, a mean over the seeds.
+    The cost is the time of the one in times of the other, the median of the seeds, as other work may run beside some.
     """
     from matplotlib.figure import Figure
 
@@ -105,7 +105,7 @@ def draw_gains(against: dict[str, list[str]], results: list[dict[str, Any]], pat
         axes.axhline(0, color='black', linewidth=0.8)
         for number, pair in enumerate(pairs):
             mean, half = gain(*pair, column, results)
-            cost = statistics.mean(one / two for one, two in pairs_of(*pair, 'seconds', results))
+            cost = statistics.median(one / two for one, two in pairs_of(*pair, 'seconds', results))
             look = dict(fmt='osD^vPX'[number // 10], color=f'C{number % 10}', capsize=3, label=' - '.join(pair))
             axes.errorbar(cost, mean, None if math.isnan(half) else half, **look)
         finish(axes, title, xlabel='time, in times of what it is compared with')
