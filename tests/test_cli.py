@@ -497,6 +497,7 @@ def test_what_synermix_cannot_be_used_with(monkeypatch, capsys, flags):
             )
             for other in ('--synermix-batch fixed', '--synermix-singletons bank', '--synermix-gather')
         ),
+        (['--report', *SEVERAL], '--report and --task multilabel cannot be used together'),
         (
             ['--manifold-mixup', '1', '--task', 'multilabel', '--num-classes', '9'],
             '--manifold-mixup and --task multilabel cannot be used together',

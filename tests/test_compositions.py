@@ -12,6 +12,7 @@ from timm.data.scheduled_sampler import ScheduledBatchSampler
 from timm.layers import convert_splitbn_model
 from timm.loss import BinaryCrossEntropy, JsdCrossEntropy, create_classification_loss
 from timm.task import (
+    ClassificationTask,
     FeatureDistillationTask,
     LogitDistillationTask,
     MultiLabelClassificationTask,
@@ -20,7 +21,7 @@ from timm.task import (
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, kl_div, log_softmax, mse_loss
 from torch.utils.data import DistributedSampler
 
-from timm_synermix import SynerMixTask, create_synermix_loader
+from timm_synermix import SynerMixForward, SynerMixTask, create_synermix_loader
 from timm_synermix.data.dataset import ReadableImages
 from timm_synermix.data.draws import views_of
 from timm_synermix.data.order import EpochOrder
@@ -516,3 +517,9 @@ def test_regmixup_changes_no_input_and_can_be_turned_off():
     assert len(target) == 6
     with pytest.raises(ValueError, match='half'):
         RegMixup(HalfMixup(num_classes=CLASSES))
+
+
+def test_a_loop_with_its_own_loss_takes_no_other_task():
+    model = timm.create_model('test_resnet', num_classes=CLASSES)
+    with pytest.raises(ValueError, match='inter_task must be None'):
+        SynerMixForward(model, inter_task=ClassificationTask(model, verbose=False))
