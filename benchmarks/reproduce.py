@@ -13,6 +13,7 @@ DIR is an image folder with train/ and validation/, or a tar file of one. What f
     validate_on_rest: true                  # the other training images of these classes join validation/
     mean_of_last: 5                         # results are the mean of so many evaluations, instead of the last alone
     against: {name: [name, ...], ...}       # which run is compared with which others, seed by seed
+    scripts: {name: 'file.py word', ...}    # of this folder, what trains a run instead of measured_train.py
 
 Started again it goes on: a run that is complete is not repeated, one that was stopped is resumed. OUTPUT/GRID/ has
 results.md, results.png, of what is compared gains.png, and results.json, of the end of each run, not of its best epoch.
@@ -68,6 +69,7 @@ class Grid:
         self.part = {key: self.content.get(key) for key in ('classes', 'images_per_class', 'validate_on_rest')}
         self.mean_of_last = self.content.get('mean_of_last', 1)
         self.against: dict[str, list[str]] = self.content.get('against') or {}
+        self.scripts: dict[str, str] = self.content.get('scripts') or {}
         self.flags: dict[str, dict[str, Any]] = {}
         common = {**native_precision(device), **self.content['train']}
         for setting, setting_flags in (self.content.get('settings') or {'': {}}).items():
@@ -78,8 +80,9 @@ class Grid:
                 if slug(name) in map(slug, self.flags) or '/' in name:
                     raise ValueError(f'{path}: the files of a run are named {slug(name)}, which must be one of a kind')
                 self.flags[name] = {**common, **flags, **setting_flags}
-        if unknown := {*self.against, *chain(*self.against.values())} - self.flags.keys():
-            raise ValueError(f'{path}: against names {", ".join(sorted(unknown))}, which is none of its runs')
+        for key, names in (('against', {*self.against, *chain(*self.against.values())}), ('scripts', {*self.scripts})):
+            if unknown := names - self.flags.keys():
+                raise ValueError(f'{path}: {key} names {", ".join(sorted(unknown))}, which is none of its runs')
 
 
 class Driver:
@@ -176,7 +179,8 @@ class Driver:
         if folder.exists() and config.exists() and config.read_text() != text:
             raise RuntimeError(f'{folder} is a run of other flags or data; remove it, or take another --output')
         config.write_text(text)
-        command = [sys.executable, ROOT / 'benchmarks' / 'measured_train.py', memory, '--config', config]
+        script, *words = self.grid.scripts.get(name, 'measured_train.py').split()
+        command = [sys.executable, ROOT / 'benchmarks' / script, *words, memory, '--config', config]
         command += ['--seed', seed, '--device', self.args.device, '--output', self.folder, '--experiment', folder.name]
         command += ['--checkpoint-hist', 1, '--resume', 'auto', '--recovery-interval', 200]
         if self.data is not None:

@@ -20,6 +20,8 @@ from conftest import ROOT, make_image_folder
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image, ImageEnhance
+from timm.loss import SoftTargetCrossEntropy
+from torch.nn import functional as F
 
 import train
 from timm_synermix import SynerMixTask, intra_class_mix
@@ -29,6 +31,7 @@ import bench
 import beta_curves
 import downstream
 import naive
+import normalized_losses
 import reproduce
 import tables
 from measuring import Row, compare, peak_memory
@@ -307,12 +310,32 @@ def test_a_grid_needs_images(grid, flags, message):
         ({'train': {}, 'runs': {'A B': {}, 'a_b': {}}}, 'named a_b, which must be one of a kind'),
         ({'train': {}, 'runs': {'a/b': {}}}, 'named a/b, which must be one of a kind'),
         ({'train': {}, 'runs': {'a': {'lr': 1}}, 'settings': {'s': {'lr': 2}}}, 'has lr of the run and of the setting'),
+        ({'train': {}, 'runs': {'a': {}}, 'against': {'a': ['b']}}, 'against names b, which is none of its runs'),
+        ({'train': {}, 'runs': {'a': {}}, 'scripts': {'b': 'c.py'}}, 'scripts names b, which is none of its runs'),
     ],
 )
 def test_a_grid_that_is_none(tmp_path, content, message):
     (tmp_path / 'grid.yaml').write_text(yaml.safe_dump(content))
     with pytest.raises(ValueError, match=message):
         reproduce.Grid(tmp_path / 'grid.yaml')
+
+
+def test_losses_of_normalised_features():
+    """Against timm's loss, and a loop in which each class looks for its image in the batch; weights stay as drawn."""
+    torch.manual_seed(0)
+    plain = timm.create_model('test_resnet', num_classes=3)
+    torch.manual_seed(0)
+    model = normalized_losses.create_model('test_resnet', num_classes=3)
+    assert all(map(torch.equal, model.state_dict().values(), plain.state_dict().values()))
+    feature, target = torch.randn(4, model.num_features), torch.rand(4, 3).softmax(1)
+    with torch.autocast('cpu', torch.bfloat16):
+        logits = model.get_classifier()(feature)
+    expected = F.cosine_similarity(feature[:, None], plain.get_classifier().weight[None], dim=2) / 0.1
+    torch.testing.assert_close(logits, expected)
+    cosine = normalized_losses.cross_entropy(logits, target, normalized_losses.AXES['cosine'])
+    torch.testing.assert_close(cosine, SoftTargetCrossEntropy()(expected, target))
+    ntce = sum(target[i, c] * (expected[:, c].logsumexp(0) - expected[i, c]) / 4 for i in range(4) for c in range(3))
+    torch.testing.assert_close(normalized_losses.cross_entropy(logits, target, normalized_losses.AXES['ntce']), ntce)
 
 
 def test_a_class_named_train(tmp_path):
@@ -359,14 +382,17 @@ def test_a_grid_refuses_results_of_another(grid, image_folder):
 @pytest.mark.slow
 def test_a_run_that_fails_is_the_last(grid, image_folder):
     content = yaml.safe_load(grid.read_text())
-    content['runs'] = {'good': {}, 'bad': {'lr': -1}, 'never': {}}
+    content['runs'] = {'good': {'mixup': 0.4}, 'NTCE': {'mixup': 0.4}, 'bad': {'lr': -1}, 'never': {}}
+    content['scripts'] = {'NTCE': 'normalized_losses.py ntce'}
     grid.write_text(yaml.safe_dump(content, sort_keys=False))
     with pytest.raises(subprocess.CalledProcessError) as error:
         run_grid(grid, image_folder)
     folder = grid.parent / 'small'
     assert f'bad, seed 1 failed: see {folder / "bad-1.log"}' in error.value.stderr
     assert '--lr must be at least 0, got -1.0' in (folder / 'bad-1.log').read_text()
-    assert [result['run'] for result in json.loads((folder / 'results.json').read_text())['results']] == ['good']
+    losses = {r['run']: r['eval_loss'] for r in json.loads((folder / 'results.json').read_text())['results']}
+    assert losses.keys() == {'good', 'NTCE'}
+    assert losses['good'] != losses['NTCE']  # which another script has trained
     assert not (folder / 'never-1.log').exists()
 
 
