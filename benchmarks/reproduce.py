@@ -16,9 +16,9 @@ DIR is an image folder with train/ and validation/, or a tar file of one. What f
     scripts: {name: 'file.py word', ...}    # of this folder, what trains a run instead of measured_train.py
 
 Started again it goes on: a run that is complete is not repeated, one that was stopped is resumed. OUTPUT/GRID/ has
-results.md, results.png, of what is compared gains.png, and results.json, of the end of each run, not of its best epoch.
-On a CPU that multiplies bfloat16 (AMX, AVX512-BF16) runs are in bfloat16 and channels_last, unless the grid says
-otherwise.
+results.md, results.png and results.json, of the end of each run, not of its best epoch; and gains.png, of each run
+against the first that it is compared with. On a CPU that multiplies bfloat16 (AMX, AVX512-BF16) runs are in bfloat16
+and channels_last, unless the grid says otherwise.
 """
 
 import argparse

@@ -92,13 +92,13 @@ def draw(names: list[str], results: list[dict[str, Any]], path: Path) -> None:
 
 
 def draw_gains(against: dict[str, list[str]], results: list[dict[str, Any]], path: Path) -> None:
-    """What each run gains over another in accuracy and cohesion, with its 95 % interval, against what it costs.
+    """What each run gains over the first that it is compared with, with its 95 % interval, against what it costs.
 
     The cost is the time of the one in times of the other, the median of the seeds, as other work may run beside some.
     """
     from matplotlib.figure import Figure
 
-    pairs = [pair for pair in compared(against) if pairs_of(*pair, 'seconds', results)]
+    pairs = [(name, others[0]) for name, others in against.items() if pairs_of(name, others[0], 'seconds', results)]
     columns = {'eval_top1': 'gain in top-1, points', 'eval_cosine_cohesion': 'gain in cosine cohesion'}
     figure = Figure(figsize=(11, 5.5), layout='constrained')
     for axes, (column, title) in zip(figure.subplots(1, 2), columns.items(), strict=True):
