@@ -496,17 +496,33 @@ def test_a_difference_is_that_of_the_runs(page, name, rows):
 
 
 def test_the_gains_are_those_measured():
-    mean = {run: statistics.mean(r['eval_top1'] for r in values) for run, values in results_of('methods').items()}
     gains = {
-        ('SynerMix (MixUp)', 'MixUp'): ('README.md', 'docs/method.md', 'docs/results.md'),
-        ('SynerMix (Manifold MixUp)', 'Manifold MixUp'): ('README.md', 'docs/method.md', 'docs/results.md'),
-        ('SynerMix-Intra', 'none'): ('docs/method.md', 'docs/results.md'),
-        ('none, twice the epochs', 'none'): ('docs/results.md',),
-        ('MixUp, twice the epochs', 'MixUp'): ('docs/results.md',),
+        ('long', 'SynerMix (MixUp)', 'MixUp'): ('README.md', 'docs/method.md', 'docs/results.md'),
+        ('long', 'SynerMix (MixUp), fraction 0.125', 'MixUp'): ('docs/results.md',),
+        ('long', 'MixUp and clean images', 'MixUp'): ('docs/results.md',),
+        ('long', 'MixUp, 2.1 times the epochs', 'MixUp'): ('docs/results.md',),
+        ('methods', 'SynerMix (MixUp)', 'MixUp'): ('docs/method.md', 'docs/results.md'),
+        ('methods', 'SynerMix (Manifold MixUp)', 'Manifold MixUp'): ('docs/method.md', 'docs/results.md'),
+        ('methods', 'SynerMix-Intra', 'none'): ('docs/method.md', 'docs/short_trainings.md'),
+        ('methods', 'none, twice the epochs', 'none'): ('docs/short_trainings.md',),
+        ('methods', 'MixUp, twice the epochs', 'MixUp'): ('docs/short_trainings.md',),
     }
-    for (one, other), pages in gains.items():
+    for (name, *runs), pages in gains.items():
+        one, other = ([result['eval_top1'] for result in results_of(name)[run]] for run in runs)
         for page in pages:
-            assert f'{mean[one] - mean[other]:.1f}' in text_of(page), (one, other, page)
+            assert f'{statistics.mean(one) - statistics.mean(other):.1f}' in text_of(page), (name, *runs, page)
+
+
+def test_the_intervals_are_those_of_the_seeds():
+    """Where a page says `A points (95 % interval B to C)` it speaks of SynerMix (MixUp) and MixUp."""
+    runs = results_of('long')
+    one, other = ({r['seed']: r['eval_top1'] for r in runs[run]} for run in ('SynerMix (MixUp)', 'MixUp'))
+    low, high = scipy.stats.ttest_rel(
+        *([run[seed] for seed in sorted(one)] for run in (one, other))
+    ).confidence_interval()
+    for page in ('README.md', 'docs/results.md'):
+        (found,) = re.findall(r'([\d.]+) points\b[^(]*\(95 % interval ([\d.]+) to ([\d.]+)', text_of(page))
+        assert found == (f'{(low + high) / 2:.1f}', f'{low:.1f}', f'{high:.1f}'), page
 
 
 def test_method_card_has_the_figures_of_the_benchmarks():
