@@ -95,6 +95,7 @@ def draw_gains(against: dict[str, list[str]], results: list[dict[str, Any]], pat
     """What each run gains over the first that it is compared with, with its 95 % interval, against what it costs.
 
     The cost is the time of the one in times of the other, the median of the seeds, as other work may run beside some.
+    The interval of two seeds, which would hide the others, is left out.
     """
     from matplotlib.figure import Figure
 
@@ -107,7 +108,7 @@ def draw_gains(against: dict[str, list[str]], results: list[dict[str, Any]], pat
             mean, half = gain(*pair, column, results)
             cost = statistics.median(one / two for one, two in pairs_of(*pair, 'seconds', results))
             look = dict(fmt='osD^vPX'[number // 10], color=f'C{number % 10}', capsize=3, label=' - '.join(pair))
-            axes.errorbar(cost, mean, None if math.isnan(half) else half, **look)
+            axes.errorbar(cost, mean, half if len(pairs_of(*pair, column, results)) > 2 else None, **look)
         finish(axes, title, xlabel='time, in times of what it is compared with')
     legend_below(figure, axes, columns=3)
     figure.savefig(path, dpi=120)

@@ -437,19 +437,22 @@ def test_gains_are_drawn_against_what_they_cost(tmp_path, monkeypatch):
     values = [
         ('a', 0, 42.0, 20.0),
         ('a', 1, 44.0, 33.0),
+        ('a', 2, 44.0, 21.0),
         ('b', 0, 41.0, 10.0),
         ('b', 1, 41.0, 11.0),
+        ('b', 2, 41.0, 10.0),
         ('c', 1, 43.0, 33.0),
+        ('c', 2, 42.0, 21.0),
     ]
     results = [
         dict(run=run, seed=seed, eval_top1=top1, eval_cosine_cohesion=top1 / 100, seconds=seconds)
         for run, seed, top1, seconds in values
     ]
     tables.draw_gains({'a': ['b', 'c'], 'c': ['a'], 'b': ['none']}, results, tmp_path / 'gains.png')
-    half = pytest.approx(scipy.stats.t.ppf(0.975, 1) * 2**0.5 / 2**0.5)
-    assert points['a - b'][0] == (2.5, 2.0, half)
-    assert points['a - b'][1][1] == pytest.approx(0.02)
-    assert points['c - a'][0] == (1.0, -1.0, None)
+    half = pytest.approx(scipy.stats.t.ppf(0.975, 2) * (4 / 3) ** 0.5 / 3**0.5)
+    assert points['a - b'][0] == (2.1, pytest.approx(7 / 3), half)
+    assert points['a - b'][1][1] == pytest.approx(0.07 / 3)
+    assert points['c - a'][0] == (1.0, -1.5, None)  # an interval of two seeds says nothing
     assert len(points) == 2
     assert Image.open(tmp_path / 'gains.png').width > 500
 
