@@ -59,7 +59,8 @@ class Grid:
         device: What the runs are on, see `native_precision`.
 
     Raises:
-        ValueError: The file is no grid, two runs have one name for their files, or a setting hides a run's flag.
+        ValueError: The file is no grid, it leaves no images to validate on, two runs have one name for their files, or
+            a setting hides a run's flag.
     """
 
     def __init__(self, path: Path, device: str = 'cuda') -> None:
@@ -67,6 +68,8 @@ class Grid:
         if not isinstance(self.content, dict) or not {'train', 'runs'} <= self.content.keys():
             raise ValueError(f"{path} must be a mapping with 'train' and 'runs'")
         self.part = {key: self.content.get(key) for key in ('classes', 'images_per_class', 'validate_on_rest')}
+        if self.part['validate_on_rest'] and not self.part['images_per_class']:
+            raise ValueError(f'{path}: validate_on_rest needs images_per_class, there is no rest of all images')
         self.mean_of_last = self.content.get('mean_of_last', 1)
         self.against: dict[str, list[str]] = self.content.get('against') or {}
         self.scripts: dict[str, str] = self.content.get('scripts') or {}
@@ -124,6 +127,7 @@ class Driver:
 
     def setting(self, name: str) -> dict[str, Any]:
         """What a result is of."""
+        script = self.grid.scripts.get(name)
         return dict(
             flags=self.grid.flags[name],
             more=self.args.more,
@@ -131,6 +135,7 @@ class Driver:
             data=str(self.args.data_dir),
             device=self.args.device,
             part=self.grid.part,
+            **({'script': script} if script else {}),
         )
 
     def run_all(self) -> None:
@@ -162,7 +167,7 @@ class Driver:
         if metrics is None:
             self.left_out.append(f'{name}, seed {seed} (stopped on the way)')
             return
-        about = dict(setting=self.setting(name), date=str(date.today()), jobs=self.args.jobs)
+        about = dict(setting=self.setting(name), date=str(date.today()), jobs=self.args.jobs, torch=version('torch'))
         self.results[name, seed] = {'run': name, 'seed': seed, **metrics, **about}
         with replacing(str(self.path(name, seed, 'json'))) as path:
             Path(path).write_text(json.dumps(self.results[name, seed]), encoding='utf-8')
@@ -231,9 +236,11 @@ class Driver:
         results = sorted(self.results.values(), key=lambda result: (result['seed'], names.index(result['run'])))
         left_out = f'Left out (start again to go on): {"; ".join(self.left_out)}.\n' if self.left_out else ''
         # without the paths of this machine that a setting has
-        plain = [{**result, 'flags': result['setting']['flags']} for result in results]
-        for result in plain:
-            del result['setting']
+        plain = []
+        for result in results:
+            setting = result['setting']
+            plain.append({**result, **{key: setting[key] for key in ('flags', 'script') if key in setting}})
+            del plain[-1]['setting']
         content = {'grid': self.grid.content, 'about': about, 'results': plain}
         (self.folder / 'results.json').write_text(json.dumps(content, indent=1))
         differences = paired_table(self.grid.against, results)
@@ -305,7 +312,10 @@ def mean_of_last(summary: Path, count: int) -> dict[str, float]:
 
 
 def native_precision(device: str) -> dict[str, Any]:
-    """Flags of all runs on a CPU that multiplies bfloat16, as those with AMX do: about twice as fast as float32."""
+    """Flags of all runs on a CPU that multiplies bfloat16, as those with AMX do: about twice as fast as float32.
+
+    On one that does not, bfloat16 is six times slower than float32.
+    """
     if device != 'cpu' or not torch.cpu._is_avx512_bf16_supported():
         return {}
     return dict(amp=True, amp_dtype='bfloat16', channels_last=True)

@@ -54,16 +54,26 @@ def gain(name: str, other: str, column: str, results: list[dict[str, Any]]) -> t
     return statistics.mean(gains), half
 
 
+def times(name: str, other: str, results: list[dict[str, Any]]) -> float:
+    """The seconds of a run in those of another: their seeds' median, as other work may run beside some; or nan."""
+    ratios = [one / two for one, two in pairs_of(name, other, 'seconds', results)]
+    return statistics.median(ratios) if ratios else math.nan
+
+
 def paired_table(
     against: dict[str, list[str]], results: list[dict[str, Any]], columns: dict[str, str] = COLUMNS
 ) -> str:
-    """Differences of runs from others, see `gain`; '' for none."""
-    lines = ['| difference | seeds | ' + ' | '.join(columns.values()) + ' |', '| --- ' * (len(columns) + 2) + '|']
+    """Differences of runs from others, see `gain`, and `times`; '' for none."""
+    titles = [title if column != 'seconds' else 'times the seconds' for column, title in columns.items()]
+    lines = ['| difference | seeds | ' + ' | '.join(titles) + ' |', '| --- ' * (len(columns) + 2) + '|']
     for name, other in compared(against):
         cells = [f'{name} - {other}', str(len(pairs_of(name, other, 'eval_top1', results)))]
         for column in columns:
             mean, half = gain(name, other, column, results)
-            cells.append('-' if math.isnan(mean) else f'{mean:+.3g}' + ('' if math.isnan(half) else f' ± {half:.2g}'))
+            cell = f'{mean:+.3g}' + ('' if math.isnan(half) else f' ± {half:.2g}')
+            if column == 'seconds':
+                cell = f'{times(name, other, results):.2f}'
+            cells.append('-' if math.isnan(mean) else cell)
         lines.append('| ' + ' | '.join(cells) + ' |')
     return '\n'.join(lines) + '\n' if against else ''
 
@@ -92,24 +102,28 @@ def draw(names: list[str], results: list[dict[str, Any]], path: Path) -> None:
 
 
 def draw_gains(against: dict[str, list[str]], results: list[dict[str, Any]], path: Path) -> None:
-    """What each run gains over the first that it is compared with, with its 95 % interval, against what it costs.
+    """What each run gains over the first that it is compared with, with its 95 % interval, against `times`.
 
-    The cost is the time of the one in times of the other, the median of the seeds, as other work may run beside some.
-    The interval of two seeds, which would hide the others, is left out.
+    A point without an interval is hollow: that of two seeds would hide the others.
     """
     from matplotlib.figure import Figure
 
+    firsts = {others[0] for others in against.values()}
     pairs = [(name, others[0]) for name, others in against.items() if pairs_of(name, others[0], 'seconds', results)]
-    columns = {'eval_top1': 'gain in top-1, points', 'eval_cosine_cohesion': 'gain in cosine cohesion'}
-    figure = Figure(figsize=(11, 5.5), layout='constrained')
+    pairs.sort(key=lambda pair: times(*pair, results))
+    columns = {'eval_top1': 'top-1, points', 'eval_cosine_cohesion': 'cosine cohesion'}
+    over = f' over {firsts.pop()}' if len(firsts) == 1 else ''
+    figure = Figure(figsize=(11, 6), layout='constrained')
     for axes, (column, title) in zip(figure.subplots(1, 2), columns.items(), strict=True):
         axes.axhline(0, color='black', linewidth=0.8)
-        for number, pair in enumerate(pairs):
+        for number, pair in enumerate(pairs, start=1):
             mean, half = gain(*pair, column, results)
-            cost = statistics.median(one / two for one, two in pairs_of(*pair, 'seconds', results))
-            look = dict(fmt='osD^vPX'[number // 10], color=f'C{number % 10}', capsize=3, label=' - '.join(pair))
-            axes.errorbar(cost, mean, half if len(pairs_of(*pair, column, results)) > 2 else None, **look)
-        finish(axes, title, xlabel='time, in times of what it is compared with')
+            few = len(pairs_of(*pair, column, results)) < 3
+            label = f'{number}  {pair[0] if over else " - ".join(pair)}'
+            look = dict(fmt='o', color=f'C{number % 10}', markerfacecolor='white' if few else None, capsize=3)
+            axes.errorbar(times(*pair, results), mean, None if few else half, label=label, **look)
+            axes.annotate(str(number), (times(*pair, results), mean), (5, 4), textcoords='offset points', fontsize=9)
+        finish(axes, f'gain{over} in {title}', xlabel='time, in times of what it is compared with')
     legend_below(figure, axes, columns=3)
     figure.savefig(path, dpi=120)
 

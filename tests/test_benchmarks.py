@@ -338,6 +338,13 @@ def test_losses_of_normalised_features():
     torch.testing.assert_close(normalized_losses.cross_entropy(logits, target, normalized_losses.AXES['ntce']), ntce)
 
 
+def test_a_grid_keeps_images_to_validate_on(tmp_path):
+    """All training images in validation/ would be validated on, too."""
+    (tmp_path / 'grid.yaml').write_text('{train: {}, runs: {a: {}}, validate_on_rest: true}')
+    with pytest.raises(ValueError, match='validate_on_rest needs images_per_class'):
+        reproduce.Grid(tmp_path / 'grid.yaml')
+
+
 def test_a_class_named_train(tmp_path):
     for split in ('test', 'train', 'validation'):
         for name in ('apple', 'train'):
@@ -390,10 +397,18 @@ def test_a_run_that_fails_is_the_last(grid, image_folder):
     folder = grid.parent / 'small'
     assert f'bad, seed 1 failed: see {folder / "bad-1.log"}' in error.value.stderr
     assert '--lr must be at least 0, got -1.0' in (folder / 'bad-1.log').read_text()
-    losses = {r['run']: r['eval_loss'] for r in json.loads((folder / 'results.json').read_text())['results']}
+    results = {r['run']: r for r in json.loads((folder / 'results.json').read_text())['results']}
+    losses = {run: result['eval_loss'] for run, result in results.items()}
     assert losses.keys() == {'good', 'NTCE'}
     assert losses['good'] != losses['NTCE']  # which another script has trained
+    assert results['NTCE']['script'] == 'normalized_losses.py ntce'
+    assert 'script' not in results['good']
     assert not (folder / 'never-1.log').exists()
+    content['scripts'] = {'NTCE': 'normalized_losses.py cosine'}
+    grid.write_text(yaml.safe_dump(content, sort_keys=False))
+    with pytest.raises(subprocess.CalledProcessError) as error:
+        run_grid(grid, image_folder)
+    assert 'ntce-1.json is of other flags or data; remove it' in error.value.stderr
 
 
 def allocate(megabytes):
@@ -450,10 +465,13 @@ def test_gains_are_drawn_against_what_they_cost(tmp_path, monkeypatch):
     ]
     tables.draw_gains({'a': ['b', 'c'], 'c': ['a'], 'b': ['none']}, results, tmp_path / 'gains.png')
     half = pytest.approx(scipy.stats.t.ppf(0.975, 2) * (4 / 3) ** 0.5 / 3**0.5)
-    assert points['a - b'][0] == (2.1, pytest.approx(7 / 3), half)
-    assert points['a - b'][1][1] == pytest.approx(0.07 / 3)
-    assert points['c - a'][0] == (1.0, -1.5, None)  # an interval of two seeds says nothing
+    assert points['2  a - b'][0] == (2.1, pytest.approx(7 / 3), half)
+    assert points['2  a - b'][1][1] == pytest.approx(0.07 / 3)
+    assert points['1  c - a'][0] == (1.0, -1.5, None)  # an interval of two seeds says nothing
     assert len(points) == 2
+    assert tables.paired_table({'a': ['b']}, results, {'seconds': 'seconds'}).endswith('| a - b | 3 | 2.10 |\n')
+    tables.draw_gains({'a': ['b'], 'c': ['b']}, results, tmp_path / 'gains.png')
+    assert {'1  a', '2  c'} < points.keys()  # one for all, which the title names
     assert Image.open(tmp_path / 'gains.png').width > 500
 
 
