@@ -112,18 +112,19 @@ def draw_gains(against: dict[str, list[str]], results: list[dict[str, Any]], pat
     pairs = [(name, others[0]) for name, others in against.items() if pairs_of(name, others[0], 'seconds', results)]
     pairs.sort(key=lambda pair: times(*pair, results))
     columns = {'eval_top1': 'top-1, points', 'eval_cosine_cohesion': 'cosine cohesion'}
-    over = f' over {firsts.pop()}' if len(firsts) == 1 else ''
+    first = firsts.pop() if len(firsts) == 1 else ''
     figure = Figure(figsize=(11, 6), layout='constrained')
     for axes, (column, title) in zip(figure.subplots(1, 2), columns.items(), strict=True):
         axes.axhline(0, color='black', linewidth=0.8)
         for number, pair in enumerate(pairs, start=1):
             mean, half = gain(*pair, column, results)
             few = len(pairs_of(*pair, column, results)) < 3
-            label = f'{number}  {pair[0] if over else " - ".join(pair)}'
+            label = f'{number}  {pair[0] if first else " - ".join(pair)}'
             look = dict(fmt='o', color=f'C{number % 10}', markerfacecolor='white' if few else None, capsize=3)
             axes.errorbar(times(*pair, results), mean, None if few else half, label=label, **look)
             axes.annotate(str(number), (times(*pair, results), mean), (5, 4), textcoords='offset points', fontsize=9)
-        finish(axes, f'gain{over} in {title}', xlabel='time, in times of what it is compared with')
+        over, what = (f' over {first}', f"{first}'s") if first else ('', 'what it is compared with')
+        finish(axes, f'gain{over} in {title}', xlabel=f'training time, in times of {what}')
     legend_below(figure, axes, columns=3)
     figure.savefig(path, dpi=120)
 

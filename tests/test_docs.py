@@ -469,7 +469,10 @@ def test_a_table_is_that_of_the_runs(page, name, rows):
         found = results[row['run']]
         assert int(row.get('seeds', len(found))) == len(found)
         for column in COLUMNS.keys() & row.keys():
-            values = [result[COLUMNS[column]] for result in found]
+            values = [result[COLUMNS[column]] for result in found if COLUMNS[column] in result]
+            if row[column] == '-':
+                assert not values, (row['run'], column)
+                continue
             expected = [statistics.mean(values)] + ([statistics.stdev(values)] if len(values) > 1 else [])
             for written, value in zip(row[column].split(' ± '), expected, strict=True):
                 decimals = len(written.partition('.')[2])
@@ -493,14 +496,18 @@ def test_a_difference_is_that_of_the_runs(page, name, rows):
             for written, value in zip(row[column].split(' ± '), expected, strict=True):
                 decimals = len(written.partition('.')[2])
                 assert float(written) == pytest.approx(value, abs=0.5001 * 10**-decimals), (row['difference'], column)
+        if row.get('times the seconds', '-') != '-':
+            ratios = [one[seed]['seconds'] / two[seed]['seconds'] for seed in seeds if 'seconds' in one[seed]]
+            assert float(row['times the seconds']) == pytest.approx(statistics.median(ratios), abs=0.00501), row
 
 
 def test_the_gains_are_those_measured():
     gains = {
         ('long', 'SynerMix (MixUp)', 'MixUp'): ('README.md', 'docs/method.md', 'docs/results.md'),
         ('long', 'SynerMix (MixUp), fraction 0.125', 'MixUp'): ('docs/results.md',),
-        ('long', 'MixUp and clean images', 'MixUp'): ('docs/results.md',),
-        ('long', 'MixUp, 2.1 times the epochs', 'MixUp'): ('docs/results.md',),
+        ('long', 'MixUp and clean images', 'MixUp'): ('README.md', 'docs/method.md', 'docs/results.md'),
+        ('long', 'MixUp, 2.1 times the epochs', 'MixUp'): ('README.md', 'docs/method.md', 'docs/results.md'),
+        ('long', 'CutMix', 'MixUp'): ('docs/method.md', 'docs/results.md'),
         ('methods', 'SynerMix (MixUp)', 'MixUp'): ('docs/method.md', 'docs/results.md'),
         ('methods', 'SynerMix (Manifold MixUp)', 'Manifold MixUp'): ('docs/method.md', 'docs/results.md'),
         ('methods', 'SynerMix-Intra', 'none'): ('docs/method.md', 'docs/short_trainings.md'),
@@ -508,9 +515,10 @@ def test_the_gains_are_those_measured():
         ('methods', 'MixUp, twice the epochs', 'MixUp'): ('docs/short_trainings.md',),
     }
     for (name, *runs), pages in gains.items():
-        one, other = ([result['eval_top1'] for result in results_of(name)[run]] for run in runs)
+        one, other = ({r['seed']: r['eval_top1'] for r in results_of(name)[run]} for run in runs)
+        gain = statistics.mean(one[seed] - other[seed] for seed in one.keys() & other.keys())
         for page in pages:
-            assert f'{statistics.mean(one) - statistics.mean(other):.1f}' in text_of(page), (name, *runs, page)
+            assert f'{gain:.1f}' in text_of(page), (name, *runs, page)
 
 
 def test_the_intervals_are_those_of_the_seeds():
@@ -523,6 +531,25 @@ def test_the_intervals_are_those_of_the_seeds():
     for page in ('README.md', 'docs/results.md'):
         (found,) = re.findall(r'([\d.]+) points\b[^(]*\(95 % interval ([\d.]+) to ([\d.]+)', text_of(page))
         assert found == (f'{(low + high) / 2:.1f}', f'{low:.1f}', f'{high:.1f}'), page
+
+
+def test_the_shares_of_the_gain_are_those_of_the_seeds():
+    """What a fraction keeps of SynerMix's gain over MixUp: `A (B to C) of the gain`, by Fieller's interval of a ratio.
+
+    It holds the shares r for which the differences, less r times SynerMix's, have 0 in their own interval.
+    """
+    runs = results_of('long')
+    names = ('SynerMix (MixUp)', 'SynerMix (MixUp), fraction 0.125', 'MixUp')
+    written = re.findall(r'([\d.]+) \(([\d.]+) to\s+([\d.]+)\) of the gain', text_of('docs/results.md'))
+    for column, found in zip(('eval_top1', 'eval_cosine_cohesion'), written, strict=True):
+        all_images, fraction, mixup = (
+            np.array([r[column] for r in sorted(runs[name], key=lambda r: r['seed'])]) for name in names
+        )
+        shares = np.arange(0, 4, 0.001)
+        rest = (fraction - mixup) - shares[:, None] * (all_images - mixup)
+        inside = shares[scipy.stats.ttest_1samp(rest, 0, axis=1).pvalue > 0.05]
+        share = (fraction - mixup).mean() / (all_images - mixup).mean()
+        assert [float(value) for value in found] == pytest.approx([share, inside[0], inside[-1]], abs=0.0051), column
 
 
 def test_method_card_has_the_figures_of_the_benchmarks():
