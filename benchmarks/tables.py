@@ -69,11 +69,12 @@ def paired_table(
     for name, other in compared(against):
         cells = [f'{name} - {other}', str(len(pairs_of(name, other, 'eval_top1', results)))]
         for column in columns:
-            mean, half = gain(name, other, column, results)
-            cell = f'{mean:+.3g}' + ('' if math.isnan(half) else f' ± {half:.2g}')
             if column == 'seconds':
-                cell = f'{times(name, other, results):.2f}'
-            cells.append('-' if math.isnan(mean) else cell)
+                value, half, form = times(name, other, results), math.nan, '.2f'
+            else:
+                value, half, form = *gain(name, other, column, results), '+.3g'
+            spread = '' if math.isnan(half) else f' ± {half:.2g}'
+            cells.append('-' if math.isnan(value) else f'{value:{form}}{spread}')
         lines.append('| ' + ' | '.join(cells) + ' |')
     return '\n'.join(lines) + '\n' if against else ''
 
@@ -109,20 +110,20 @@ def draw_gains(against: dict[str, list[str]], results: list[dict[str, Any]], pat
     from matplotlib.figure import Figure
 
     firsts = {others[0] for others in against.values()}
-    pairs = [(name, others[0]) for name, others in against.items() if pairs_of(name, others[0], 'seconds', results)]
-    pairs.sort(key=lambda pair: times(*pair, results))
+    costs = {(name, others[0]): times(name, others[0], results) for name, others in against.items()}
+    costs = dict(sorted((item for item in costs.items() if not math.isnan(item[1])), key=lambda item: item[1]))
     columns = {'eval_top1': 'top-1, points', 'eval_cosine_cohesion': 'cosine cohesion'}
     first = firsts.pop() if len(firsts) == 1 else ''
     figure = Figure(figsize=(11, 6), layout='constrained')
     for axes, (column, title) in zip(figure.subplots(1, 2), columns.items(), strict=True):
         axes.axhline(0, color='black', linewidth=0.8)
-        for number, pair in enumerate(pairs, start=1):
+        for number, (pair, cost) in enumerate(costs.items(), start=1):
             mean, half = gain(*pair, column, results)
             few = len(pairs_of(*pair, column, results)) < 3
             label = f'{number}  {pair[0] if first else " - ".join(pair)}'
             look = dict(fmt='o', color=f'C{number % 10}', markerfacecolor='white' if few else None, capsize=3)
-            axes.errorbar(times(*pair, results), mean, None if few else half, label=label, **look)
-            axes.annotate(str(number), (times(*pair, results), mean), (5, 4), textcoords='offset points', fontsize=9)
+            axes.errorbar(cost, mean, None if few else half, label=label, **look)
+            axes.annotate(str(number), (cost, mean), (5, 4), textcoords='offset points', fontsize=9)
         over, what = (f' over {first}', f"{first}'s") if first else ('', 'what it is compared with')
         finish(axes, f'gain{over} in {title}', xlabel=f'training time, in times of {what}')
     legend_below(figure, axes, columns=3)
